@@ -1,0 +1,87 @@
+"""The model API: subclass `Model` to put any torch module behind the server. Importable without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from gpu_server.wire.convert import as_tensor
+from gpu_server.wire.documents import ModelInfo
+from gpu_server.wire.tensor import Tensor
+
+if TYPE_CHECKING:
+    import torch
+
+Outputs = Any
+"""A torch tensor `[items, …]`, a list of one tensor per item (ragged), a list of str or bytes, or a dict of those by name."""
+
+
+class Model:
+    """A model that the engine process holds; only `load` and `forward` must be written.
+
+    Class attributes, all optional:
+      inputs: what one item holds, `{"x": ("f32", (3, 224, 224))}`; −1 first in the shape means any length. Checked before queueing.
+      cost: what one item adds to a batch: an int, or the name of the ragged input whose length counts (as tokens do).
+      padded: True if `forward` pads, so that a batch costs items × longest and not the sum.
+      max_batch_tokens, max_batch_items: most a batch may cost and hold; None means the server's setting.
+    """
+
+    inputs: ClassVar[Mapping[str, tuple[str, tuple[int, ...]]]] = {}
+    cost: int | str = 1
+    padded: bool = False
+    max_batch_tokens: int | None = None
+    max_batch_items: int | None = None
+
+    def load(self, device: torch.device) -> None:
+        """Load weights onto `device`; runs once, in the engine process. Raise GPUServerError for a clean message."""
+        raise TypeError(f"{type(self).__name__} must define load(device)")
+
+    def forward(self, batch: Any) -> Outputs:
+        """Run one batch under `torch.inference_mode()` and return its outputs; row i answers item i."""
+        raise TypeError(f"{type(self).__name__} must define forward(batch)")
+
+    def collate(self, inputs: Mapping[str, Tensor], device: torch.device) -> Any:
+        """Turn wire tensors into what `forward` takes.
+
+        Default: a dict by input name; dense inputs become one tensor `[items, …]` on `device`, ragged ones a list of
+        tensors on `device`, `utf8` a list of str, `bytes` a list of bytes.
+        """
+        return {name: _to_device(tensor, device) for name, tensor in inputs.items()}
+
+    def split(self, outputs: Outputs, items: int) -> Mapping[str, Any]:
+        """Name the outputs; default: a bare value becomes `{"output": value}`. Each value must have `items` rows."""
+        return outputs if isinstance(outputs, Mapping) else {"output": outputs}
+
+    def example(self) -> Mapping[str, Any] | None:
+        """One item to warm up with, by input name (an array without the item dimension, a list of ids, a str or bytes)."""
+        return None
+
+    def warm_up(self, run: Any) -> None:
+        """Run what should be warm before the server says ready; default: `run(inputs)` on the example, if there is one."""
+        example = self.example()
+        if example is not None:
+            run({name: as_tensor([value]) for name, value in example.items()})
+
+    def describe(self, info: ModelInfo) -> None:
+        """Add what a client should know to `info`, after `load`."""
+
+    def tokenizer_json(self) -> bytes | None:
+        """The model's tokenizer.json, if it takes text."""
+        return None
+
+
+def _to_device(tensor: Tensor, device: torch.device) -> Any:
+    import torch
+
+    if tensor.dtype == "utf8":
+        return tensor.strings()
+    if tensor.dtype == "bytes":
+        return tensor.raw_strings()
+    if tensor.dtype == "bf16":
+        flat = torch.frombuffer(bytearray(tensor.data), dtype=torch.bfloat16).to(device)
+        if tensor.offsets is None:
+            return flat.view(tensor.shape)
+        return list(flat.view(-1, *tensor.shape[2:]).split(tensor.lengths()))
+    if tensor.offsets is None:
+        return torch.from_numpy(tensor.to_numpy().copy()).to(device)
+    return [torch.from_numpy(row.copy()).to(device) for row in tensor.rows()]

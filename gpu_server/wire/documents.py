@@ -1,0 +1,114 @@
+"""The JSON documents that `hello` and `status` answer, as typed structs (proto/schema/hello.json, status.json)."""
+
+from __future__ import annotations
+
+from typing import Literal, TypeVar
+
+import msgspec
+
+from gpu_server.wire.limits import Limits
+
+State = Literal["starting", "loading", "ready", "degraded", "draining", "stopping", "failed"]
+
+
+class InputInfo(msgspec.Struct, omit_defaults=True):
+    """One declared input: dtype and the dimensions of one item (−1 where an item may have any length)."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...] = ()
+
+
+class TextInfo(msgspec.Struct, omit_defaults=True):
+    """What a client needs to tokenise for a text model."""
+
+    digest: str
+    max_length: int
+    vocab_size: int
+    prompts: dict[str, str] = {}
+    default_prompt: str = ""
+
+
+class ModelInfo(msgspec.Struct, omit_defaults=True, kw_only=True):
+    """Facts of one served model, stated by the engine once it is loaded."""
+
+    name: str
+    version: str = ""
+    kind: Literal["embedding", "custom"] = "custom"
+    source: str = ""
+    device: str = ""
+    dtype: str = ""
+    inputs: tuple[InputInfo, ...] = ()
+    cost: int | str = 1
+    padded: bool = False
+    max_batch_tokens: int = 16384
+    max_batch_items: int = 512
+    text: TextInfo | None = None
+    dimensions: int = 0
+    pooling: str = ""
+    normalize: bool = False
+    runs: str = ""
+
+
+class Hello(msgspec.Struct, kw_only=True):
+    """What a client learns first: versions, limits and models."""
+
+    server: str = "gpu-server"
+    version: str
+    versions: tuple[int, ...] = (1,)
+    state: State
+    limits: Limits
+    default_deadline_ms: int
+    models: tuple[ModelInfo, ...]
+
+
+class EngineStatus(msgspec.Struct, kw_only=True):
+    """One engine process: who it is, what it does, how often it was respawned."""
+
+    pid: int
+    device: str
+    state: Literal["starting", "loading", "warming", "ready", "backoff", "failed", "stopping"]
+    phase: str = ""
+    progress: float = 0.0
+    restarts: int = 0
+    in_flight: int = 0
+    error: str = ""
+
+
+class QueueStatus(msgspec.Struct, kw_only=True):
+    """What waits: requests, items, tokens and bytes."""
+
+    requests: int = 0
+    items: int = 0
+    tokens: int = 0
+    bytes: int = 0
+
+
+class Status(msgspec.Struct, kw_only=True):
+    """The daemon at one moment."""
+
+    server: str = "gpu-server"
+    version: str
+    pid: int
+    endpoint: str
+    state: State
+    phase: str = ""
+    progress: float = 0.0
+    uptime_s: float = 0.0
+    engines: tuple[EngineStatus, ...] = ()
+    models: tuple[ModelInfo, ...] = ()
+    queue: QueueStatus
+    counters: dict[str, int] = {}
+
+
+Document = TypeVar("Document", Hello, Status, ModelInfo)
+
+
+def to_json(document: Hello | Status | ModelInfo) -> bytes:
+    """Encode a document as UTF-8 JSON."""
+    return msgspec.json.encode(document)
+
+
+def from_json(kind: type[Document], data: bytes | str) -> Document:
+    """Decode a document of `kind`; raises msgspec.DecodeError."""
+    return msgspec.json.decode(data, type=kind)

@@ -1,0 +1,193 @@
+"""Whole messages: frames to header and tensors, and back, checked strictly (PROTOCOL sections 1 to 3)."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from math import prod
+
+import msgspec
+import numpy as np
+
+from gpu_server.errors import ProtocolError
+from gpu_server.wire.header import (
+    DECODE_ERRORS,
+    VERSION,
+    Descriptor,
+    ErrorBody,
+    ReplyHeader,
+    RequestHeader,
+    pack,
+    peek,
+    unpack_reply,
+    unpack_request,
+)
+from gpu_server.wire.limits import MAX_REPLY_HEADER_BYTES, MAX_REQUEST_HEADER_BYTES, Limits
+from gpu_server.wire.tensor import ITEMSIZE, STRING_DTYPES, Buffer, Tensor
+
+if sys.byteorder != "little":  # pragma: no cover
+    raise ImportError("gpu_server.wire reads frames in place and needs a little-endian machine")
+
+Tensors = dict[str, Tensor]
+
+
+def encode_request(header: RequestHeader, inputs: Mapping[str, Tensor] | None = None) -> list[Buffer]:
+    """Frames of a request, delimiter included; sets the header's descriptors. Raises ProtocolError over the header limit."""
+    frames: list[Buffer] = [b"", b""]
+    if inputs:
+        header.inputs = _describe(inputs, frames)
+    frames[1] = pack(header)
+    if len(frames[1]) > MAX_REQUEST_HEADER_BYTES:
+        raise ProtocolError(f"request header of {len(frames[1])} bytes exceeds {MAX_REQUEST_HEADER_BYTES}", header.id)
+    return frames
+
+
+def encode_reply(header: ReplyHeader, outputs: Mapping[str, Tensor] | None = None) -> list[Buffer]:
+    """Frames of a reply, delimiter included; sets the header's descriptors."""
+    frames: list[Buffer] = [b"", b""]
+    if outputs:
+        header.outputs = _describe(outputs, frames)
+    frames[1] = pack(header)
+    return frames
+
+
+def error_reply(
+    request_id: bytes, code: str, message: str, retryable: bool = False, details: dict[str, object] | None = None
+) -> list[Buffer]:
+    """Frames of an error reply; `details` may hold scalars and lists of strings."""
+    body = ErrorBody(code, message, retryable, details or {})  # type: ignore[arg-type]
+    return encode_reply(ReplyHeader(v=VERSION, id=request_id, error=body))
+
+
+def decode_request(frames: Sequence[Buffer], limits: Limits) -> tuple[RequestHeader, Tensors]:
+    """Header and inputs of a request; raises ProtocolError, whose `request_id` is empty when it could not be read."""
+    if len(frames) < 2 or len(frames[0]):
+        raise ProtocolError("a message is [empty] [header] [frame …]")
+    raw = bytes(frames[1])
+    if len(raw) > MAX_REQUEST_HEADER_BYTES:
+        raise ProtocolError(f"header of {len(raw)} bytes exceeds {MAX_REQUEST_HEADER_BYTES}")
+    try:
+        header = unpack_request(raw)
+    except DECODE_ERRORS as error:
+        raise _header_error(raw, error) from None
+    if header.inputs or len(frames) > 2:
+        try:
+            return header, _read(header.inputs, frames, limits)
+        except ProtocolError as error:
+            error.request_id = header.id
+            raise
+    return header, {}
+
+
+def decode_reply(frames: Sequence[Buffer]) -> tuple[ReplyHeader, Tensors]:
+    """Header and outputs of a reply; raises ProtocolError."""
+    if len(frames) < 2 or len(frames[0]):
+        raise ProtocolError("a message is [empty] [header] [frame …]")
+    raw = bytes(frames[1])
+    if len(raw) > MAX_REPLY_HEADER_BYTES:
+        raise ProtocolError(f"reply header of {len(raw)} bytes exceeds {MAX_REPLY_HEADER_BYTES}")
+    try:
+        header = unpack_reply(raw)
+    except DECODE_ERRORS as error:
+        raise _header_error(raw, error) from None
+    return header, _read(header.outputs, frames, None)
+
+
+def _describe(tensors: Mapping[str, Tensor], frames: list[Buffer]) -> tuple[Descriptor, ...]:
+    descriptors = []
+    for name, tensor in tensors.items():
+        descriptors.append(Descriptor(name, tensor.dtype, tensor.shape))  # type: ignore[arg-type]
+        frames += tensor.frames()
+    return tuple(descriptors)
+
+
+def _header_error(raw: bytes, error: Exception) -> ProtocolError:
+    version, request_id = peek(raw)
+    if version is not None and version != VERSION:
+        return ProtocolError(f"protocol version {version!r:.20} is not spoken here", request_id, "unsupported_version")
+    reason = str(error) if isinstance(error, msgspec.DecodeError) else "not decodable"
+    return ProtocolError(f"header: {reason}", request_id)
+
+
+def _read(descriptors: Sequence[Descriptor], frames: Sequence[Buffer], limits: Limits | None) -> Tensors:
+    tensors: Tensors = {}
+    at = 2
+    for descriptor in descriptors:
+        strings = descriptor.dtype in STRING_DTYPES
+        shape = descriptor.shape
+        jagged = strings or (len(shape) > 1 and shape[1] == -1)
+        needed = 2 if jagged else 1
+        if at + needed > len(frames):
+            raise ProtocolError(f"{descriptor.name}: its data frames are missing")
+        if descriptor.name in tensors:
+            raise ProtocolError(f"{descriptor.name}: named twice")
+        _check_shape(descriptor, strings, jagged, limits)
+        read = _read_jagged if jagged else _read_dense
+        tensors[descriptor.name] = read(descriptor, frames[at : at + needed])
+        at += needed
+    if at != len(frames):
+        raise ProtocolError(f"{len(frames) - at} frames more than the header describes")
+    if limits is not None and len(descriptors) > 1:
+        counts = {name: t.items for name, t in tensors.items()}
+        if len(set(counts.values())) > 1:
+            raise ProtocolError(f"inputs differ in their number of items: {counts}")
+    return tensors
+
+
+def _check_shape(descriptor: Descriptor, strings: bool, jagged: bool, limits: Limits | None) -> None:
+    name, shape = descriptor.name, descriptor.shape
+    fixed, least = (shape[2:], 1) if jagged and not strings else (shape[1:], 0)
+    if shape[0] < 0 or (strings and len(shape) != 1) or (fixed and min(fixed) < least):
+        raise ProtocolError(f"{name}: shape {list(shape)} is not allowed for {descriptor.dtype}")
+    if limits is None:
+        return
+    if shape[0] == 0:
+        raise ProtocolError(f"{name}: has no items")
+    if shape[0] > limits.max_items:
+        raise ProtocolError(f"{name}: {shape[0]} items exceed max_items = {limits.max_items}", code="too_large")
+
+
+def _read_dense(descriptor: Descriptor, frames: Sequence[Buffer]) -> Tensor:
+    (data,) = frames
+    expected = prod(descriptor.shape) * ITEMSIZE[descriptor.dtype]
+    if len(data) != expected:
+        raise ProtocolError(f"{descriptor.name}: {len(data)} bytes where its shape needs {expected}")
+    return Tensor(descriptor.dtype, descriptor.shape, data)
+
+
+def _read_jagged(descriptor: Descriptor, frames: Sequence[Buffer]) -> Tensor:
+    data, raw = frames
+    name, items = descriptor.name, descriptor.shape[0]
+    if len(raw) != 4 * (items + 1):
+        raise ProtocolError(f"{name}: offsets of {len(raw)} bytes where {items} items need {4 * (items + 1)}")
+    offsets = memoryview(raw).cast("i").tolist()
+    tensor = Tensor(descriptor.dtype, descriptor.shape, data, offsets)
+    if offsets[0] != 0 or not _ascending(offsets):
+        raise ProtocolError(f"{name}: offsets must start at 0 and never fall")
+    if offsets[-1] * tensor.stride != len(data):
+        raise ProtocolError(f"{name}: {len(data)} bytes where its offsets need {offsets[-1] * tensor.stride}")
+    if descriptor.dtype == "utf8":
+        _check_utf8(name, tensor)
+    return tensor
+
+
+def _ascending(offsets: list[int]) -> bool:
+    if len(offsets) > 64:
+        return bool((np.diff(np.asarray(offsets, np.int64)) >= 0).all())
+    return all(a <= b for a, b in pairwise(offsets))
+
+
+def _check_utf8(name: str, tensor: Tensor) -> None:
+    try:
+        tensor.strings()
+    except UnicodeDecodeError:
+        raise ProtocolError(f"{name}: not valid UTF-8") from None
+
+
+def document(name: str, text: str | bytes) -> Tensors:
+    """One string as the only output, the form of `hello`, `status`, `tokenizer` and `metrics` answers."""
+    dtype = "utf8" if isinstance(text, str) else "bytes"
+    return {name: Tensor.from_strings([text], dtype)}
+
+
