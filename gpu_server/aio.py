@@ -1,0 +1,109 @@
+"""`AsyncClient`: the calls of `Client`, awaited."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from concurrent.futures import Future
+from types import TracebackType
+from typing import Any, TypeVar
+
+from gpu_server.calls import Call, Calls, Params, Priority, Value, Vectors, from_tensor, raise_item_errors
+from gpu_server.tokenizing import Direction
+from gpu_server.wire.documents import Hello, ModelInfo, Status
+
+T = TypeVar("T")
+
+
+class AsyncClient:
+    """A client for asyncio, over the process's one socket; a task that is cancelled cancels its request in the daemon."""
+
+    def __init__(self, endpoint: str | None = None, *, timeout_s: float = 30.0) -> None:
+        self._calls = Calls(endpoint, timeout_s)
+
+    async def embed(
+        self,
+        texts: str | Sequence[str],
+        *,
+        model: str = "",
+        normalize: bool | None = None,
+        dimensions: int = 0,
+        prompt_name: str = "",
+        truncate: bool = True,
+        direction: Direction = "right",
+        priority: Priority = 1,
+        timeout_s: float | None = None,
+    ) -> Vectors:
+        """As `Client.embed`; tokenising runs in a thread."""
+        return await self._run(
+            self._calls.embed(
+                texts, model=model, normalize=normalize, dimensions=dimensions, prompt_name=prompt_name,
+                truncate=truncate, direction=direction, priority=priority, timeout_s=timeout_s,
+            )
+        )  # fmt: skip
+
+    async def infer(
+        self,
+        model: str = "",
+        /,
+        *,
+        params: Params | None = None,
+        priority: Priority = 1,
+        timeout_s: float | None = None,
+        **inputs: Any,
+    ) -> dict[str, Value]:
+        """As `Client.infer`."""
+        call = self._calls.infer(model, inputs, params=params, priority=priority, timeout_s=timeout_s)
+        reply = await self._run(call)
+        raise_item_errors(reply)
+        return {name: from_tensor(tensor) for name, tensor in reply.outputs.items()}
+
+    async def hello(self, *, refresh: bool = False) -> Hello:
+        """As `Client.hello`."""
+        return await self._run(self._calls.hello(refresh))
+
+    async def status(self) -> Status:
+        """As `Client.status`."""
+        return await self._run(self._calls.status())
+
+    async def metrics(self) -> str:
+        """As `Client.metrics`."""
+        return await self._run(self._calls.metrics())
+
+    async def models(self) -> list[ModelInfo]:
+        """As `Client.models`."""
+        return await self._run(self._calls.models())
+
+    async def model(self, name: str = "") -> ModelInfo:
+        """As `Client.model`."""
+        return await self._run(self._calls.model(name))
+
+    def close(self) -> None:
+        """Close this process's connection."""
+        self._calls.connections.close()
+
+    async def _run(self, call: Call[T]) -> T:
+        """Take a call's steps on the event loop: futures are awaited, functions run in a thread."""
+        value: Any = None
+        error: BaseException | None = None
+        while True:
+            try:
+                step = call.send(value) if error is None else call.throw(error)
+            except StopIteration as done:
+                result: T = done.value
+                return result
+            value, error = None, None
+            try:
+                value = await (
+                    asyncio.wrap_future(step) if isinstance(step, Future) else asyncio.to_thread(step)
+                )
+            except Exception as raised:  # noqa: BLE001 - handed to the call, which knows what to do with it
+                error = raised
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,149 @@
+"""`Client`: how web workers and scripts call the daemon; safe across forks and threads, never waits past a deadline."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Future
+from types import TracebackType
+from typing import Any, TypeVar
+
+from gpu_server.calls import Call, Calls, Params, Priority, Value, Vectors, from_tensor, raise_item_errors
+from gpu_server.connection import Reply
+from gpu_server.tokenizing import Direction, TextTokenizer
+from gpu_server.wire import Tensors
+from gpu_server.wire.documents import Hello, ModelInfo, Status
+
+T = TypeVar("T")
+
+
+class Client:
+    """A client of one daemon.
+
+    Make it anywhere, before or after a fork: nothing is connected until the first call, and each process gets a
+    socket of its own, shared by its threads. Every call ends within its time-out with an answer or a `RemoteError`
+    of gpu_server.errors.
+
+    endpoint: `ipc:///path` or `tcp://127.0.0.1:port`; None means $GPU_SERVER_ENDPOINT or the default place.
+    timeout_s: seconds a request may take when it names no other.
+    """
+
+    def __init__(self, endpoint: str | None = None, *, timeout_s: float = 30.0) -> None:
+        self._calls = Calls(endpoint, timeout_s)
+
+    @property
+    def endpoint(self) -> str:
+        """Where this client connects to."""
+        return self._calls.endpoint
+
+    def embed(
+        self,
+        texts: str | Sequence[str],
+        *,
+        model: str = "",
+        normalize: bool | None = None,
+        dimensions: int = 0,
+        prompt_name: str = "",
+        truncate: bool = True,
+        direction: Direction = "right",
+        priority: Priority = 1,
+        timeout_s: float | None = None,
+    ) -> Vectors:
+        """Embeddings as float32 `[texts, dimensions]`; a single str gives one row.
+
+        normalize: None keeps the model's own setting. dimensions: 0 means all (Matryoshka models allow fewer). truncate: cut
+        over-long texts on the side of `direction`; off, they are refused. Raises InvalidRequest on bad texts.
+        """
+        return self._run(
+            self._calls.embed(
+                texts, model=model, normalize=normalize, dimensions=dimensions, prompt_name=prompt_name,
+                truncate=truncate, direction=direction, priority=priority, timeout_s=timeout_s,
+            )
+        )  # fmt: skip
+
+    def infer(
+        self,
+        model: str = "",
+        /,
+        *,
+        params: Params | None = None,
+        priority: Priority = 1,
+        timeout_s: float | None = None,
+        **inputs: Any,
+    ) -> dict[str, Value]:
+        """Run any model: each keyword is one input, a list or array with one entry per item.
+
+        Returns each output by name: an array `[items, …]`, or a list per item where items differ in length or are strings.
+        Raises InvalidRequest, naming the input, when one does not fit what the model declares.
+        """
+        reply = self._run(
+            self._calls.infer(model, inputs, params=params, priority=priority, timeout_s=timeout_s)
+        )
+        raise_item_errors(reply)
+        return {name: from_tensor(tensor) for name, tensor in reply.outputs.items()}
+
+    def embed_request(self, texts: list[str], **options: Any) -> Reply:
+        """One embedding request with its reply's header (timings, per-item errors); options as `Calls.embed_request`."""
+        return self._run(self._calls.embed_request(texts, **options))
+
+    def infer_request(self, model: str, inputs: dict[str, Any], **options: Any) -> Reply:
+        """One request of Python values with its reply's header; options as `Calls.infer`."""
+        return self._run(self._calls.infer(model, inputs, **options))
+
+    def request(self, inputs: Tensors | None = None, **options: Any) -> Reply:
+        """One request as the protocol has it; options as `Calls.request`."""
+        return self._run(self._calls.request(inputs, **options))
+
+    def hello(self, *, refresh: bool = False) -> Hello:
+        """Versions, limits and models of the daemon; kept until the connection changes or `refresh` asks anew."""
+        return self._run(self._calls.hello(refresh))
+
+    def status(self) -> Status:
+        """The daemon's state, load progress, engines, models and queue; answered while models load too."""
+        return self._run(self._calls.status())
+
+    def metrics(self) -> str:
+        """The daemon's metrics in Prometheus text format."""
+        return self._run(self._calls.metrics())
+
+    def models(self) -> list[ModelInfo]:
+        """The models that are served; the first is the default. Raises ModelLoading before any is ready."""
+        return self._run(self._calls.models())
+
+    def model(self, name: str = "") -> ModelInfo:
+        """Facts of one model, "" for the default. Raises ModelNotFound naming those that are served."""
+        return self._run(self._calls.model(name))
+
+    def tokenizer(self, model: str = "") -> TextTokenizer | None:
+        """The model's tokenizer, fetched once per digest; None when `tokenizers` is not installed here.
+
+        Raises UnsupportedOperation if the model takes no text.
+        """
+        return self._run(self._calls.tokenizer(model))
+
+    def close(self) -> None:
+        """Close this process's connection; the next call opens a new one."""
+        self._calls.connections.close()
+
+    def _run(self, call: Call[T]) -> T:
+        """Take a call's steps in this thread, waiting for each reply."""
+        value: Any = None
+        error: BaseException | None = None
+        while True:
+            try:
+                step = call.send(value) if error is None else call.throw(error)
+            except StopIteration as done:
+                result: T = done.value
+                return result
+            value, error = None, None
+            try:
+                value = step.result() if isinstance(step, Future) else step()
+            except Exception as raised:  # noqa: BLE001 - handed to the call, which knows what to do with it
+                error = raised
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,312 @@
+"""One DEALER socket per process, shared by its threads: a table of pending calls and the I/O thread that serves it."""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import itertools
+import os
+import socket as sockets
+import sys
+import threading
+import time
+from collections import deque
+from concurrent.futures import Future, InvalidStateError
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import msgspec
+import zmq
+from zmq.utils.monitor import parse_monitor_message
+
+from gpu_server import endpoint as endpoints
+from gpu_server.errors import (
+    DeadlineExceeded,
+    Overloaded,
+    ProtocolError,
+    RemoteError,
+    Unavailable,
+    from_wire,
+)
+from gpu_server.wire import VERSION, ReplyHeader, RequestHeader, Tensors, decode_reply, encode_request
+from gpu_server.wire.tensor import Buffer
+
+CONNECT_TIMEOUT_S = 1.0
+DEADLINE_SLACK_S = 0.05
+MAX_PENDING = 65_536
+_EVENTS = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
+
+
+@dataclass(slots=True)
+class Reply:
+    """A good answer: header and output tensors."""
+
+    header: ReplyHeader
+    outputs: Tensors
+
+
+@dataclass(slots=True)
+class _Call:
+    future: Future[Reply]
+    frames: list[Buffer]
+    expires: float
+    sent: bool = False
+
+
+class Connection:
+    """Sends requests and matches replies; every call ends by its deadline, whatever happens to the daemon.
+
+    Must be used only in the process that made it. `late_replies` counts answers that came after their call had ended.
+    """
+
+    def __init__(self, endpoint: str) -> None:
+        endpoints.check(endpoint)
+        self.endpoint = endpoint
+        self.generation = 0
+        self.late_replies = 0
+        self._zmq = _zmq_for_this_process()
+        self._ids = itertools.count(1)
+        self._calls: dict[bytes, _Call] = {}
+        self._outbox: deque[bytes] = deque()
+        self._cancels: deque[bytes] = deque()
+        self._deadlines: list[tuple[float, bytes]] = []
+        self._lock = threading.Lock()
+        self._wake_read, self._wake_write = sockets.socketpair()
+        self._wake_read.setblocking(False)
+        self._wake_write.setblocking(False)
+        self._armed = False
+        self._up = False
+        self._closing = False
+        self._down_since = time.monotonic()
+        self._thread = threading.Thread(target=self._run, name="gpu-server-client", daemon=True)
+        self._thread.start()
+
+    def submit(self, header: RequestHeader, inputs: Tensors | None, timeout_s: float) -> Future[Reply]:
+        """Queue a request; its id and deadline are set here. The future ends with a Reply or a RemoteError.
+
+        Raises Unavailable or EndpointForbidden at once when there is no socket to connect to.
+        """
+        if not self._up:
+            endpoints.check_reachable(self.endpoint)
+        if len(self._calls) >= MAX_PENDING:
+            raise Overloaded(f"{MAX_PENDING} requests of this process are already pending")
+        header.id = next(self._ids).to_bytes(8, "little")
+        header.deadline_ms = max(1, int(timeout_s * 1000))
+        future: Future[Reply] = Future()
+        expires = time.monotonic() + timeout_s + DEADLINE_SLACK_S
+        call = _Call(future, encode_request(header, inputs), expires)
+        with self._lock:
+            if self._closing:
+                raise Unavailable("the client is closed", {"endpoint": self.endpoint})
+            self._calls[header.id] = call
+            heapq.heappush(self._deadlines, (expires, header.id))
+        self._outbox.append(header.id)
+        future.add_done_callback(partial(self._on_done, header.id))
+        self._wake()
+        return future
+
+    def close(self) -> None:
+        """End the I/O thread; pending calls fail with Unavailable."""
+        with self._lock:
+            self._closing = True
+        self._wake()
+        if self._thread is not threading.current_thread():
+            self._thread.join(timeout=2)
+
+    def _on_done(self, request_id: bytes, future: Future[Reply]) -> None:
+        """Withdraw a request whose future the caller cancelled."""
+        if not future.cancelled():
+            return
+        with self._lock:
+            call = self._calls.pop(request_id, None)
+        if call is not None and call.sent:
+            self._cancels.append(request_id)
+            self._wake()
+
+    def _wake(self) -> None:
+        if not self._armed:
+            self._armed = True
+            with contextlib.suppress(BlockingIOError, OSError):
+                self._wake_write.send(b"\0")
+
+    def _run(self) -> None:
+        context = self._zmq.Context()
+        socket = context.socket(zmq.DEALER)
+        monitor = None
+        try:
+            _configure(socket)
+            monitor = socket.get_monitor_socket(_EVENTS)
+            socket.connect(self.endpoint)
+            self._serve(socket, monitor)
+        finally:
+            self._fail_all(Unavailable("the client is closed", {"endpoint": self.endpoint}))
+            socket.disable_monitor()
+            if monitor is not None:
+                monitor.close(linger=0)
+            socket.close(linger=0)
+            context.term()
+            self._wake_read.close()
+            self._wake_write.close()
+
+    def _serve(self, socket: Any, monitor: Any) -> None:
+        poller = self._zmq.Poller()
+        for source in (socket, monitor, self._wake_read):
+            poller.register(source, zmq.POLLIN)
+        while not self._closing:
+            poller.poll(self._poll_ms())
+            self._armed = False
+            with contextlib.suppress(BlockingIOError):
+                self._wake_read.recv(4096)
+            self._receive(socket)
+            self._watch(monitor)
+            if self._up:
+                self._send(socket)
+            self._expire()
+
+    def _poll_ms(self) -> float:
+        with self._lock:
+            due = self._deadlines[0][0] if self._deadlines else None
+        now = time.monotonic()
+        if self._outbox and not self._up:
+            connect_by = self._down_since + CONNECT_TIMEOUT_S
+            due = min(due or connect_by, max(connect_by, now + 0.02))
+        return 60_000 if due is None else max(0.0, (due - now) * 1000)
+
+    def _receive(self, socket: Any) -> None:
+        while True:
+            try:
+                frames = socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            try:
+                header, outputs = decode_reply(frames)
+            except ProtocolError as error:
+                self._finish(error.request_id, error)
+                continue
+            if header.error is msgspec.UNSET:
+                self._finish(header.id, Reply(header, outputs))
+            else:
+                body = header.error
+                self._finish(header.id, from_wire(body.code, body.message, body.details))
+
+    def _watch(self, monitor: Any) -> None:
+        while True:
+            try:
+                event = parse_monitor_message(monitor.recv_multipart(zmq.NOBLOCK))["event"]
+            except zmq.Again:
+                return
+            if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                self._up = True
+            elif event == zmq.EVENT_DISCONNECTED and self._up:
+                self._up = False
+                self._down_since = time.monotonic()
+                self.generation += 1
+                lost = Unavailable(f"connection to {self.endpoint} was lost", {"endpoint": self.endpoint})
+                self._fail_all(lost, only_sent=True)
+
+    def _send(self, socket: Any) -> None:
+        while self._outbox:
+            call = self._calls.get(self._outbox.popleft())
+            if call is not None:
+                call.sent = True
+                socket.send_multipart(call.frames, zmq.NOBLOCK)
+                call.frames = []
+        while self._cancels:
+            target = self._cancels.popleft()
+            cancel = RequestHeader(v=VERSION, id=b"c" + target, op="cancel", target=target)
+            socket.send_multipart(encode_request(cancel), zmq.NOBLOCK)
+
+    def _expire(self) -> None:
+        now = time.monotonic()
+        if self._outbox and not self._up and now >= self._down_since + CONNECT_TIMEOUT_S:
+            self._fail_unsent()
+        while True:
+            with self._lock:
+                if not self._deadlines or self._deadlines[0][0] > now:
+                    return
+                _, request_id = heapq.heappop(self._deadlines)
+                live = request_id in self._calls
+            if live:
+                self._finish(request_id, DeadlineExceeded("no answer before the deadline"))
+
+    def _fail_unsent(self) -> None:
+        """Give up on calls that waited for a connection; the connect time-out has passed."""
+        hint = f"no gpu-server daemon answers at {self.endpoint}; {endpoints.START_HINT}"
+        waiting = deque(self._outbox)
+        self._outbox.clear()
+        for request_id in waiting:
+            self._finish(request_id, Unavailable(hint, {"endpoint": self.endpoint}))
+
+    def _finish(self, request_id: bytes, outcome: Reply | Exception) -> None:
+        with self._lock:
+            call = self._calls.pop(request_id, None)
+        if call is None:
+            self.late_replies += not request_id.startswith(b"c")
+            return
+        with contextlib.suppress(InvalidStateError):
+            if isinstance(outcome, Reply):
+                call.future.set_result(outcome)
+            else:
+                call.future.set_exception(outcome)
+
+    def _fail_all(self, error: RemoteError, only_sent: bool = False) -> None:
+        with self._lock:
+            ids = [i for i, call in self._calls.items() if call.sent or not only_sent]
+        for request_id in ids:
+            self._finish(request_id, error)
+
+
+def _configure(socket: Any) -> None:
+    socket.linger = 0
+    socket.sndhwm = 0
+    socket.rcvhwm = 0
+    socket.setsockopt(zmq.IMMEDIATE, 1)
+    socket.setsockopt(zmq.RECONNECT_IVL, 50)
+    socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
+    socket.setsockopt(zmq.HEARTBEAT_IVL, 2000)
+    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 6000)
+
+
+def _zmq_for_this_process() -> Any:
+    """pyzmq, or its gevent form where gevent has replaced threads: a plain socket would stop every greenlet."""
+    monkey = sys.modules.get("gevent.monkey")
+    if monkey is not None and monkey.is_module_patched("threading"):
+        import zmq.green
+
+        return zmq.green
+    return zmq
+
+
+class PerProcess:
+    """A connection made on first use and made anew in every forked child."""
+
+    def __init__(self, endpoint: str) -> None:
+        self.endpoint = endpoint
+        self._lock = threading.Lock()
+        self._pid = 0
+        self._connection: Connection | None = None
+        self._inherited: list[Connection] = []
+
+    def get(self) -> Connection:
+        """This process's connection."""
+        if self._pid == os.getpid() and self._connection is not None:
+            return self._connection
+        return self._make()
+
+    def _make(self) -> Connection:
+        if self._pid != os.getpid():
+            # Kept, never closed: a parent's socket and locks must not be touched in a child.
+            if self._connection is not None:
+                self._inherited.append(self._connection)
+            self._connection, self._lock, self._pid = None, threading.Lock(), os.getpid()
+        with self._lock:
+            if self._connection is None:
+                self._connection = Connection(self.endpoint)
+            return self._connection
+
+    def close(self) -> None:
+        """Close this process's connection, if it has one."""
+        if self._pid == os.getpid() and self._connection is not None:
+            self._connection.close()
+            self._connection = None

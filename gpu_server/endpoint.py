@@ -1,0 +1,98 @@
+"""Endpoints: where the daemon's socket is by default, and whether a given one can be used."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import tempfile
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from gpu_server.errors import EndpointError, EndpointForbidden, Unavailable
+
+SOCKET_NAME = "gpu-server.sock"
+SYSTEM_SOCKET = Path("/run/gpu-server") / SOCKET_NAME
+MAX_IPC_PATH_BYTES = 107
+START_HINT = "start it with: gpu-server start"
+
+
+def server_default() -> str:
+    """Where a daemon binds by default: $RUNTIME_DIRECTORY, $XDG_RUNTIME_DIR/gpu-server or a private folder in /tmp."""
+    runtime = os.environ.get("RUNTIME_DIRECTORY", "").split(":")[0]
+    return f"ipc://{Path(runtime) / SOCKET_NAME if runtime else _user_socket()}"
+
+
+def client_default() -> str:
+    """Where a client looks: $GPU_SERVER_ENDPOINT, else this user's daemon, else the system's at /run/gpu-server."""
+    if named := os.environ.get("GPU_SERVER_ENDPOINT"):
+        return named
+    user = _user_socket()
+    return f"ipc://{SYSTEM_SOCKET if SYSTEM_SOCKET.exists() and not user.exists() else user}"
+
+
+def ipc_path(endpoint: str) -> Path | None:
+    """The socket file of an ipc endpoint, None for tcp."""
+    return Path(endpoint.removeprefix("ipc://")) if endpoint.startswith("ipc://") else None
+
+
+def check(endpoint: str) -> None:
+    """Refuse an endpoint that could never work: raises EndpointError with the reason and the limit."""
+    if endpoint.startswith("tcp://"):
+        _check_tcp(endpoint)
+        return
+    path = ipc_path(endpoint)
+    if path is None:
+        raise EndpointError(f"endpoint {endpoint!r} must start with ipc:// or tcp://")
+    if not path.is_absolute():
+        raise EndpointError(f"endpoint {endpoint!r} must name an absolute path (ipc:///folder/name.sock)")
+    size = len(os.fsencode(path))
+    if size > MAX_IPC_PATH_BYTES:
+        raise EndpointError(
+            f"socket path has {size} bytes and the system allows {MAX_IPC_PATH_BYTES}; choose a shorter one: {path}"
+        )
+
+
+def check_reachable(endpoint: str) -> None:
+    """Say at once what a connect could only time out on: raises Unavailable or EndpointForbidden."""
+    path = ipc_path(endpoint)
+    if path is None:
+        return
+    if os.access(path, os.R_OK | os.W_OK):
+        return
+    try:
+        path.stat()
+    except PermissionError:
+        pass
+    except OSError:
+        raise Unavailable(
+            f"no gpu-server daemon at {endpoint}; {START_HINT}", {"endpoint": endpoint}
+        ) from None
+    raise EndpointForbidden(
+        f"no permission for the socket {endpoint}; run as its owner or join its group", {"endpoint": endpoint}
+    )
+
+
+def _user_socket() -> Path:
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    folder = (
+        Path(runtime) / "gpu-server" if runtime else Path(tempfile.gettempdir()) / f"gpu-server-{os.getuid()}"
+    )
+    return folder / SOCKET_NAME
+
+
+def _check_tcp(endpoint: str) -> None:
+    try:
+        parts = urlsplit(endpoint)
+        host, port = parts.hostname or "", parts.port
+    except ValueError:
+        host, port = "", None
+    if not host or not port:
+        raise EndpointError(f"endpoint {endpoint!r} must be tcp://host:port")
+    try:
+        loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        loopback = False
+    if not loopback:
+        raise EndpointError(
+            f"endpoint {endpoint!r} is not on this machine; the socket is not encrypted, so tcp is loopback only"
+        )

@@ -1,0 +1,235 @@
+"""`FakeServer`: a daemon for tests, without torch or a GPU, in a thread of the test's own process."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket as sockets
+import tempfile
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import zmq
+
+from gpu_server._version import __version__
+from gpu_server.errors import InternalError, ModelNotFound, ProtocolError, RemoteError, UnsupportedOperation
+from gpu_server.tokenizing import digest
+from gpu_server.wire import (
+    VERSION,
+    Buffer,
+    Limits,
+    ReplyHeader,
+    RequestHeader,
+    Tensor,
+    Tensors,
+    Timing,
+    decode_request,
+    document,
+    encode_reply,
+    error_reply,
+)
+from gpu_server.wire.convert import as_tensor
+from gpu_server.wire.documents import (
+    Hello,
+    InputInfo,
+    ModelInfo,
+    QueueStatus,
+    State,
+    Status,
+    TextInfo,
+    to_json,
+)
+
+Handler = Callable[[Tensors, Mapping[str, Any]], Mapping[str, Any]]
+
+
+@dataclass
+class FakeModel:
+    """A model of a FakeServer: its facts, the function that answers for it, and a tokenizer.json if it takes text."""
+
+    info: ModelInfo
+    handler: Handler
+    tokenizer: bytes = b""
+
+
+def echo_model(name: str = "echo") -> FakeModel:
+    """A model that returns its inputs as they are: shows that no answer reaches the wrong caller."""
+    return FakeModel(ModelInfo(name=name, version="1"), lambda inputs, params: dict(inputs))
+
+
+def embedding_model(name: str = "fake/embedding", dimensions: int = 8, max_length: int = 64) -> FakeModel:
+    """A text model whose vectors depend on the token ids alone: the same text gives the same unit vector everywhere."""
+    tokenizer = byte_tokenizer()
+    text = TextInfo(
+        digest=digest(tokenizer), max_length=max_length, vocab_size=258, prompts={"query": "query: "}
+    )
+    info = ModelInfo(
+        name=name, version="1", kind="embedding", source=name, device="cpu", dtype="float32",
+        inputs=(InputInfo("input_ids", "i32", (-1,)),), cost="input_ids", text=text, dimensions=dimensions,
+        pooling="mean", normalize=True,
+    )  # fmt: skip
+
+    def embed(inputs: Tensors, params: Mapping[str, Any]) -> Mapping[str, Any]:
+        rows = [fake_vector(row.tolist(), dimensions) for row in inputs["input_ids"].rows()]
+        matrix = np.stack(rows)[:, : params.get("dimensions") or dimensions]
+        if params.get("normalize", True):
+            matrix = matrix / np.linalg.norm(matrix, axis=1, keepdims=True)
+        return {"embedding": matrix}
+
+    return FakeModel(info, embed, tokenizer)
+
+
+def fake_vector(ids: list[int], dimensions: int = 8) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """What `embedding_model` answers for token ids, before it normalises: float32 `[dimensions]`."""
+    return np.random.default_rng(ids).standard_normal(dimensions).astype(np.float32)
+
+
+def byte_tokenizer() -> bytes:
+    """A tokenizer.json with one token per UTF-8 byte between [CLS] (256) and [SEP] (257); decoding gives the text back."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [b for b in range(256) if b not in printable]
+    vocab = {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
+    special = {"[CLS]": 256, "[SEP]": 257}
+    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    parts = [{"SpecialToken": {"id": "[CLS]", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+    parts.append({"SpecialToken": {"id": "[SEP]", "type_id": 0}})
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    return json.dumps({
+        "version": "1.0", "truncation": None, "padding": None, "normalizer": None, "pre_tokenizer": level, "decoder": level,
+        "added_tokens": [{"id": i, "content": t, **flags} for t, i in special.items()],
+        "post_processor": {
+            "type": "TemplateProcessing", "single": parts, "pair": parts,
+            "special_tokens": {t: {"id": t, "ids": [i], "tokens": [t]} for t, i in special.items()},
+        },
+        "model": {"type": "BPE", "vocab": vocab | special, "merges": [], "dropout": None, "unk_token": None,
+                  "continuing_subword_prefix": None, "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False},
+    }).encode()  # fmt: skip
+
+
+class FakeServer:
+    """Answers the protocol on a real ipc socket; use as a context manager.
+
+    models: default one `embedding_model()` and one `echo_model()`. A handler that raises a RemoteError is answered with it.
+    state: what `hello` and `status` report; assign to it to play a server that loads or drains. `requests` counts by op.
+    """
+
+    def __init__(self, *models: FakeModel, endpoint: str = "", limits: Limits | None = None) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="gpu-server-fake-")
+        self.endpoint = endpoint or f"ipc://{self._folder.name}/fake.sock"
+        self.models = {m.info.name: m for m in models or (embedding_model(), echo_model())}
+        self.limits = limits or Limits()
+        self.state: State = "ready"
+        self.requests: dict[str, int] = {}
+        self._done: deque[list[Buffer]] = deque()
+        self._wake_read, self._wake_write = sockets.socketpair()
+        self._wake_read.setblocking(False)
+        self._stopping = False
+        self._bound = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="fake-server", daemon=True)
+
+    def __enter__(self) -> FakeServer:
+        self._thread.start()
+        if not self._bound.wait(5):
+            raise InternalError(f"the fake server could not bind {self.endpoint}")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stopping = True
+        self._wake_write.send(b"\0")
+        self._thread.join(5)
+        self._folder.cleanup()
+
+    def _run(self) -> None:
+        with zmq.Context() as context, context.socket(zmq.ROUTER) as socket, ThreadPoolExecutor(16) as pool:
+            socket.linger = 0
+            socket.bind(self.endpoint)
+            self._bound.set()
+            poller = zmq.Poller()
+            poller.register(socket, zmq.POLLIN)
+            poller.register(self._wake_read, zmq.POLLIN)
+            while not self._stopping:
+                poller.poll()
+                with suppress(BlockingIOError):
+                    self._wake_read.recv(4096)
+                self._receive(socket, pool)
+                while self._done:
+                    socket.send_multipart(self._done.popleft())
+        self._wake_read.close()
+        self._wake_write.close()
+
+    def _receive(self, socket: zmq.Socket[bytes], pool: ThreadPoolExecutor) -> None:
+        while True:
+            try:
+                peer, *frames = socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            try:
+                header, inputs = decode_request(frames, self.limits)
+            except ProtocolError as error:
+                self._done.append([peer, *error_reply(error.request_id, error.code, str(error))])
+                continue
+            self.requests[header.op] = self.requests.get(header.op, 0) + 1
+            if header.op == "infer":
+                future = pool.submit(self._reply, header, inputs)
+                future.add_done_callback(partial(self._finish, peer))
+            else:
+                self._done.append([peer, *self._reply(header, inputs)])
+
+    def _finish(self, peer: bytes, future: Future[list[Buffer]]) -> None:
+        self._done.append([peer, *future.result()])
+        with suppress(OSError):
+            self._wake_write.send(b"\0")
+
+    def _reply(self, header: RequestHeader, inputs: Tensors) -> list[Buffer]:
+        try:
+            outputs, info = self._answer(header, inputs)
+        except RemoteError as error:
+            return error_reply(header.id, error.code, error.message, error.retryable, error.details)
+        timing = Timing(batch_items=next(iter(inputs.values())).items) if inputs else Timing()
+        reply = ReplyHeader(v=VERSION, id=header.id, timing=timing)
+        if info is not None:
+            reply.model, reply.version = info.name, info.version
+        return encode_reply(reply, outputs)
+
+    def _answer(self, header: RequestHeader, inputs: Tensors) -> tuple[Tensors, ModelInfo | None]:
+        infos = tuple(m.info for m in self.models.values()) if self.state == "ready" else ()
+        if header.op == "hello":
+            hello = Hello(
+                version=__version__,
+                state=self.state,
+                limits=self.limits,
+                default_deadline_ms=30_000,
+                models=infos,
+            )
+            return document("document", to_json(hello).decode()), None
+        if header.op == "status":
+            status = Status(
+                version=__version__, pid=os.getpid(), endpoint=self.endpoint, state=self.state, models=infos,
+                queue=QueueStatus(),
+            )  # fmt: skip
+            return document("document", to_json(status).decode()), None
+        if header.op == "metrics":
+            return document(
+                "metrics", "# HELP gpu_server_fake 1\n# TYPE gpu_server_fake gauge\ngpu_server_fake 1\n"
+            ), None
+        if header.op == "cancel":
+            return {}, None
+        model = self.models.get(header.model) if header.model else next(iter(self.models.values()))
+        if model is None:
+            raise ModelNotFound(f"model {header.model!r} is not served", {"models": list(self.models)})
+        if header.op == "tokenizer" and model.tokenizer:
+            return document("tokenizer", model.tokenizer), model.info
+        if header.op != "infer":
+            raise UnsupportedOperation(f"operation {header.op!r} is not offered")
+        outputs = model.handler(inputs, header.params)
+        return {k: v if isinstance(v, Tensor) else as_tensor(v) for k, v in outputs.items()}, model.info

@@ -1,0 +1,120 @@
+"""Text to token ids exactly as the model's tokenizer.json says, for clients and for the daemon."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+from gpu_server.errors import InvalidRequest, MissingDependency
+from gpu_server.wire.documents import TextInfo
+
+if TYPE_CHECKING:
+    from tokenizers import Encoding, Tokenizer
+
+# A pool of threads made before a fork hangs in the child (huggingface/tokenizers); parallelism comes from processes.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+Direction = Literal["left", "right"]
+
+
+def available() -> bool:
+    """Whether the `tokenizers` package is installed."""
+    try:
+        import tokenizers  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def digest(data: bytes) -> str:
+    """SHA-256 of a tokenizer.json as hex: the identity that both sides compare."""
+    return hashlib.sha256(data).hexdigest()
+
+
+class TextTokenizer:
+    """One model's tokenizer with its length limit and prompts; safe to share between threads.
+
+    Raises MissingDependency if `tokenizers` is not installed.
+    """
+
+    def __init__(self, data: bytes, info: TextInfo) -> None:
+        try:
+            from tokenizers import Tokenizer
+        except ImportError:
+            raise MissingDependency(
+                "tokenising needs the package tokenizers: pip install tokenizers"
+            ) from None
+        self.info = info
+        self._data = data
+        self._lock = threading.Lock()
+        self._ready: dict[Direction, Tokenizer] = {}
+        self._plain = Tokenizer.from_str(data.decode())
+        self._plain.no_padding()
+        self._plain.no_truncation()
+
+    def encode(
+        self,
+        texts: Sequence[str],
+        *,
+        prompt_name: str = "",
+        truncate: bool = True,
+        direction: Direction = "right",
+    ) -> list[list[int]]:
+        """Token ids of each text, special tokens included, at most `info.max_length`.
+
+        `prompt_name` picks a prompt of the model ("" means its default). Raises InvalidRequest on an unknown prompt, and
+        on a text over the limit when `truncate` is off (naming the text and the limit).
+        """
+        prompt = self._prompt(prompt_name)
+        tokenizer = self._truncating(direction) if truncate else self._plain
+        rows = [
+            e.ids for e in tokenizer.encode_batch_fast([prompt + t for t in texts] if prompt else list(texts))
+        ]
+        if not truncate:
+            for i, row in enumerate(rows):
+                if len(row) > self.info.max_length:
+                    raise InvalidRequest(
+                        f"input {i} has {len(row)} tokens, more than max_length = {self.info.max_length}",
+                        {"item": i, "limit": "max_length"},
+                    )
+        return rows
+
+    def tokenize(self, texts: Sequence[str], *, special: bool = True) -> list[Encoding]:
+        """Full encodings (ids, tokens, offsets) of each text, not truncated."""
+        return self._plain.encode_batch(list(texts), add_special_tokens=special)
+
+    def decode(self, rows: Sequence[Sequence[int]], *, skip_special: bool = True) -> list[str]:
+        """The text of each row of ids. Raises InvalidRequest on an id outside the vocabulary."""
+        for i, row in enumerate(rows):
+            if row and not (min(row) >= 0 and max(row) < self.info.vocab_size):
+                raise InvalidRequest(
+                    f"input {i} has a token id outside 0 … {self.info.vocab_size - 1}",
+                    {"item": i, "limit": "vocab_size"},
+                )
+        return self._plain.decode_batch([list(r) for r in rows], skip_special_tokens=skip_special)
+
+    def _prompt(self, name: str) -> str:
+        chosen = name or self.info.default_prompt
+        if not chosen:
+            return ""
+        if chosen not in self.info.prompts:
+            known = ", ".join(sorted(self.info.prompts)) or "none"
+            raise InvalidRequest(
+                f"prompt_name {chosen!r} is unknown; the model has: {known}", {"field": "prompt_name"}
+            )
+        return self.info.prompts[chosen]
+
+    def _truncating(self, direction: Direction) -> Tokenizer:
+        """A tokenizer per direction: changing a shared one while another thread encodes fails with «Already borrowed»."""
+        from tokenizers import Tokenizer
+
+        with self._lock:
+            if direction not in self._ready:
+                made = Tokenizer.from_str(self._data.decode())
+                made.no_padding()
+                made.enable_truncation(self.info.max_length, direction=direction)
+                self._ready[direction] = made
+            return self._ready[direction]
