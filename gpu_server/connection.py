@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import heapq
 import itertools
+import math
 import os
 import socket as sockets
 import sys
@@ -164,14 +165,14 @@ class Connection:
                 self._send(socket)
             self._expire()
 
-    def _poll_ms(self) -> float:
+    def _poll_ms(self) -> int:
         with self._lock:
             due = self._deadlines[0][0] if self._deadlines else None
         now = time.monotonic()
         if self._outbox and not self._up:
             connect_by = self._down_since + CONNECT_TIMEOUT_S
             due = min(due or connect_by, max(connect_by, now + 0.02))
-        return 60_000 if due is None else max(0.0, (due - now) * 1000)
+        return 60_000 if due is None else max(0, math.ceil((due - now) * 1000))
 
     def _receive(self, socket: Any) -> None:
         while True:
@@ -272,9 +273,9 @@ def _zmq_for_this_process() -> Any:
     """pyzmq, or its gevent form where gevent has replaced threads: a plain socket would stop every greenlet."""
     monkey = sys.modules.get("gevent.monkey")
     if monkey is not None and monkey.is_module_patched("threading"):
-        import zmq.green
+        from zmq import green
 
-        return zmq.green
+        return green
     return zmq
 
 

@@ -8,6 +8,7 @@ GPUServerError
 │  └─ MissingDependency           an optional package is not installed (exit 71)
 ├─ AlreadyRunning                 another daemon holds the endpoint (exit 75)
 ├─ EngineStartFailed              the engine could not load or warm up (exit 70)
+├─ DeviceLost                     the engine's CUDA context is unusable (its exit: 86)
 ├─ ProtocolError                  a peer sent something that is not the protocol
 ├─ TorchGuardError                torch was found in a web worker
 └─ RemoteError                    an error reply, or its client-made twin
@@ -75,13 +76,29 @@ class EngineStartFailed(GPUServerError):
     exit_code = 70
 
 
-class ProtocolError(GPUServerError):
-    """A message does not follow proto/PROTOCOL.md; `request_id` is empty when it could not be read."""
+class DeviceLost(GPUServerError):
+    """The engine's device is unusable to its process, which must end; never leaves the engine."""
 
-    def __init__(self, message: str, request_id: bytes = b"", code: str = "invalid_request") -> None:
+    exit_code = 86
+
+
+class ProtocolError(GPUServerError):
+    """A message does not follow proto/PROTOCOL.md; `request_id` is empty when it could not be read.
+
+    `code` and `details` are those of the error reply that the message deserves.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        request_id: bytes = b"",
+        code: str = "invalid_request",
+        details: Mapping[str, Any] | None = None,
+    ) -> None:
         super().__init__(message)
         self.request_id = request_id
         self.code = code
+        self.details: dict[str, Any] = dict(details or {})
 
 
 class TorchGuardError(GPUServerError, ImportError):

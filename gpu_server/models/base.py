@@ -22,13 +22,17 @@ class Model:
     Class attributes, all optional:
       inputs: what one item holds, `{"x": ("f32", (3, 224, 224))}`; −1 first in the shape means any length. Checked before queueing.
       cost: what one item adds to a batch: an int, or the name of the ragged input whose length counts (as tokens do).
+      params: what a request may set, name to default; `forward(batch, **params)` gets them, and a batch shares them.
       padded: True if `forward` pads, so that a batch costs items × longest and not the sum.
+      check_finite: True makes a row with NaN or infinity an error of its item.
       max_batch_tokens, max_batch_items: most a batch may cost and hold; None means the server's setting.
     """
 
     inputs: ClassVar[Mapping[str, tuple[str, tuple[int, ...]]]] = {}
+    params: ClassVar[Mapping[str, Any]] = {}
     cost: int | str = 1
     padded: bool = False
+    check_finite: bool = False
     max_batch_tokens: int | None = None
     max_batch_items: int | None = None
 
@@ -81,7 +85,7 @@ def _to_device(tensor: Tensor, device: torch.device) -> Any:
         flat = torch.frombuffer(bytearray(tensor.data), dtype=torch.bfloat16).to(device)
         if tensor.offsets is None:
             return flat.view(tensor.shape)
-        return list(flat.view(-1, *tensor.shape[2:]).split(tensor.lengths()))
+        return list(torch.split(flat.view(-1, *tensor.shape[2:]), tensor.lengths()))
     if tensor.offsets is None:
         return torch.from_numpy(tensor.to_numpy().copy()).to(device)
     return [torch.from_numpy(row.copy()).to(device) for row in tensor.rows()]

@@ -9,7 +9,12 @@ from gpu_server.wire.header import (
     RequestHeader,
     Timing,
 )
-from gpu_server.wire.limits import MAX_REPLY_HEADER_BYTES, MAX_REQUEST_HEADER_BYTES, Limits
+from gpu_server.wire.limits import (
+    MAX_BATCH_HEADER_BYTES,
+    MAX_REPLY_HEADER_BYTES,
+    MAX_REQUEST_HEADER_BYTES,
+    Limits,
+)
 from gpu_server.wire.message import (
     Tensors,
     decode_reply,
@@ -22,6 +27,7 @@ from gpu_server.wire.message import (
 from gpu_server.wire.tensor import Buffer, Tensor
 
 __all__ = [
+    "MAX_BATCH_HEADER_BYTES",
     "MAX_REPLY_HEADER_BYTES",
     "MAX_REQUEST_HEADER_BYTES",
     "VERSION",

@@ -19,7 +19,7 @@ def as_tensor(values: Any, dtype: str | None = None, ragged: bool | None = None)
     """
     if isinstance(values, Tensor):
         return values
-    if isinstance(values, str | bytes) or not hasattr(values, "__len__"):
+    if isinstance(values, str | bytes | dict) or not hasattr(values, "__len__"):
         raise TypeError("an input is a list (or array) with one entry per item")
     if len(values) and isinstance(values[0], str | bytes):
         return _strings(values, dtype)
@@ -52,7 +52,8 @@ def _ragged(values: Sequence[Any], dtype: str | None) -> Tensor:
     for row in filled:
         _check_numbers(row)
     if dtype is None:
-        dtype = "f32" if any(r.dtype.kind == "f" for r in filled) else "i64"
+        kinds = {r.dtype.kind for r in filled}
+        dtype = "f32" if "f" in kinds else "bool" if kinds == {"b"} else "i64"
     return Tensor.from_rows([_cast(r, NUMPY_DTYPE[dtype]) for r in rows], dtype)
 
 
@@ -63,7 +64,11 @@ def _cast(array: np.ndarray[Any, Any], dtype: np.dtype[Any]) -> np.ndarray[Any, 
         bounds = np.iinfo(dtype)
         if int(array.min()) < bounds.min or int(array.max()) > bounds.max:
             raise ValueError(f"values outside {dtype.name}")
-    return array.astype(dtype)
+    try:
+        with np.errstate(over="raise"):
+            return array.astype(dtype)
+    except FloatingPointError:
+        raise ValueError(f"values outside {dtype.name}") from None
 
 
 def _check_numbers(array: np.ndarray[Any, Any]) -> None:

@@ -39,6 +39,7 @@ class ModelInfo(msgspec.Struct, omit_defaults=True, kw_only=True):
     device: str = ""
     dtype: str = ""
     inputs: tuple[InputInfo, ...] = ()
+    params: dict[str, bool | int | float | str | None] = {}
     cost: int | str = 1
     padded: bool = False
     max_batch_tokens: int = 16384

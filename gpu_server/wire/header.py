@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 from msgspec import Meta
 
-VERSION = 1
+from gpu_server.wire.limits import MAX_DIMENSIONS, MAX_ELEMENTS
+
+VERSION: Final = 1
 
 DType = Literal[
     "bool", "i8", "i16", "i32", "i64", "u8", "u16", "u32", "u64", "f16", "bf16", "f32", "f64", "utf8", "bytes"
@@ -22,7 +24,10 @@ class Descriptor(msgspec.Struct, forbid_unknown_fields=True):
 
     name: Annotated[str, Meta(min_length=1, max_length=64)]
     dtype: DType
-    shape: Annotated[tuple[Annotated[int, Meta(ge=-1, le=1 << 40)], ...], Meta(min_length=1, max_length=8)]
+    shape: Annotated[
+        tuple[Annotated[int, Meta(ge=-1, le=MAX_ELEMENTS)], ...],
+        Meta(min_length=1, max_length=MAX_DIMENSIONS),
+    ]
 
 
 class RequestHeader(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
@@ -35,8 +40,8 @@ class RequestHeader(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=Tr
     deadline_ms: Annotated[int, Meta(ge=1, le=86_400_000)] = 0
     priority: Annotated[int, Meta(ge=0, le=2)] = 1
     params: Annotated[dict[str, Scalar], Meta(max_length=16)] = {}
-    digest: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")] = ""
-    traceparent: Annotated[str, Meta(pattern="^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$")] = ""
+    digest: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")] = ""
+    traceparent: Annotated[str, Meta(pattern=r"^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}\Z")] = ""
     target: Id = b""
     inputs: Annotated[tuple[Descriptor, ...], Meta(max_length=16)] = ()
     more: Literal[False] = False
@@ -86,7 +91,7 @@ class ReplyHeader(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True
 class _Peek(msgspec.Struct):
     """The two keys that are read even when the rest is not understood."""
 
-    v: Any = 0
+    v: Any = None
     id: Any = b""
 
 
@@ -113,7 +118,7 @@ def unpack_reply(data: bytes) -> ReplyHeader:
 
 
 def peek(data: bytes) -> tuple[object, bytes]:
-    """Version and id of a header that could not be decoded; `(None, b"")` if it is not even a map."""
+    """Version and id of a header that could not be decoded; `(None, b"")` if it is not even a map with string keys."""
     try:
         seen = _decode_peek(data)
     except DECODE_ERRORS:

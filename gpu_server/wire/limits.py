@@ -5,7 +5,10 @@ from __future__ import annotations
 import msgspec
 
 MAX_REQUEST_HEADER_BYTES = 4096
+MAX_BATCH_HEADER_BYTES = 8192
 MAX_REPLY_HEADER_BYTES = 262_144
+MAX_DIMENSIONS = 8
+MAX_ELEMENTS = 1 << 40
 
 
 class Limits(msgspec.Struct, frozen=True):

@@ -16,6 +16,7 @@ from gpu_server.wire.header import (
     VERSION,
     Descriptor,
     ErrorBody,
+    ItemError,
     ReplyHeader,
     RequestHeader,
     pack,
@@ -23,7 +24,7 @@ from gpu_server.wire.header import (
     unpack_reply,
     unpack_request,
 )
-from gpu_server.wire.limits import MAX_REPLY_HEADER_BYTES, MAX_REQUEST_HEADER_BYTES, Limits
+from gpu_server.wire.limits import MAX_ELEMENTS, MAX_REPLY_HEADER_BYTES, MAX_REQUEST_HEADER_BYTES, Limits
 from gpu_server.wire.tensor import ITEMSIZE, STRING_DTYPES, Buffer, Tensor
 
 if sys.byteorder != "little":  # pragma: no cover
@@ -32,41 +33,61 @@ if sys.byteorder != "little":  # pragma: no cover
 Tensors = dict[str, Tensor]
 
 
-def encode_request(header: RequestHeader, inputs: Mapping[str, Tensor] | None = None) -> list[Buffer]:
+def encode_request(
+    header: RequestHeader,
+    inputs: Mapping[str, Tensor] | None = None,
+    max_header_bytes: int = MAX_REQUEST_HEADER_BYTES,
+) -> list[Buffer]:
     """Frames of a request, delimiter included; sets the header's descriptors. Raises ProtocolError over the header limit."""
     frames: list[Buffer] = [b"", b""]
     if inputs:
         header.inputs = _describe(inputs, frames)
     frames[1] = pack(header)
-    if len(frames[1]) > MAX_REQUEST_HEADER_BYTES:
-        raise ProtocolError(f"request header of {len(frames[1])} bytes exceeds {MAX_REQUEST_HEADER_BYTES}", header.id)
+    if len(frames[1]) > max_header_bytes:
+        raise ProtocolError(f"request header of {len(frames[1])} bytes exceeds {max_header_bytes}", header.id)
     return frames
 
 
 def encode_reply(header: ReplyHeader, outputs: Mapping[str, Tensor] | None = None) -> list[Buffer]:
-    """Frames of a reply, delimiter included; sets the header's descriptors."""
+    """Frames of a reply, delimiter included; sets the header's descriptors.
+
+    Where the header would exceed its limit, error details are left out and messages cut; raises ProtocolError if that
+    does not help.
+    """
     frames: list[Buffer] = [b"", b""]
     if outputs:
         header.outputs = _describe(outputs, frames)
     frames[1] = pack(header)
+    if len(frames[1]) > MAX_REPLY_HEADER_BYTES:
+        frames[1] = pack(_shortened(header))
+    if len(frames[1]) > MAX_REPLY_HEADER_BYTES:
+        raise ProtocolError(
+            f"reply header of {len(frames[1])} bytes exceeds {MAX_REPLY_HEADER_BYTES}", header.id
+        )
     return frames
 
 
 def error_reply(
-    request_id: bytes, code: str, message: str, retryable: bool = False, details: dict[str, object] | None = None
+    request_id: bytes,
+    code: str,
+    message: str,
+    retryable: bool = False,
+    details: dict[str, object] | None = None,
 ) -> list[Buffer]:
     """Frames of an error reply; `details` may hold scalars and lists of strings."""
     body = ErrorBody(code, message, retryable, details or {})  # type: ignore[arg-type]
     return encode_reply(ReplyHeader(v=VERSION, id=request_id, error=body))
 
 
-def decode_request(frames: Sequence[Buffer], limits: Limits) -> tuple[RequestHeader, Tensors]:
+def decode_request(
+    frames: Sequence[Buffer], limits: Limits, max_header_bytes: int = MAX_REQUEST_HEADER_BYTES
+) -> tuple[RequestHeader, Tensors]:
     """Header and inputs of a request; raises ProtocolError, whose `request_id` is empty when it could not be read."""
     if len(frames) < 2 or len(frames[0]):
         raise ProtocolError("a message is [empty] [header] [frame …]")
     raw = bytes(frames[1])
-    if len(raw) > MAX_REQUEST_HEADER_BYTES:
-        raise ProtocolError(f"header of {len(raw)} bytes exceeds {MAX_REQUEST_HEADER_BYTES}")
+    if len(raw) > max_header_bytes:
+        raise ProtocolError(f"header of {len(raw)} bytes exceeds {max_header_bytes}")
     try:
         header = unpack_request(raw)
     except DECODE_ERRORS as error:
@@ -91,7 +112,11 @@ def decode_reply(frames: Sequence[Buffer]) -> tuple[ReplyHeader, Tensors]:
         header = unpack_reply(raw)
     except DECODE_ERRORS as error:
         raise _header_error(raw, error) from None
-    return header, _read(header.outputs, frames, None)
+    try:
+        return header, _read(header.outputs, frames, None)
+    except ProtocolError as error:
+        error.request_id = header.id
+        raise
 
 
 def _describe(tensors: Mapping[str, Tensor], frames: list[Buffer]) -> tuple[Descriptor, ...]:
@@ -102,10 +127,23 @@ def _describe(tensors: Mapping[str, Tensor], frames: list[Buffer]) -> tuple[Desc
     return tuple(descriptors)
 
 
+def _shortened(header: ReplyHeader) -> ReplyHeader:
+    items = tuple(ItemError(e.item, e.code, e.message[:16]) for e in header.item_errors)
+    error = header.error
+    if error is not msgspec.UNSET:
+        error = ErrorBody(error.code, error.message[:1024], error.retryable)
+    return msgspec.structs.replace(header, item_errors=items, error=error)
+
+
 def _header_error(raw: bytes, error: Exception) -> ProtocolError:
     version, request_id = peek(raw)
-    if version is not None and version != VERSION:
-        return ProtocolError(f"protocol version {version!r:.20} is not spoken here", request_id, "unsupported_version")
+    if type(version) is int and version != VERSION:
+        return ProtocolError(
+            f"protocol version {version} is not spoken here",
+            request_id,
+            "unsupported_version",
+            {"versions": [str(VERSION)]},
+        )
     reason = str(error) if isinstance(error, msgspec.DecodeError) else "not decodable"
     return ProtocolError(f"header: {reason}", request_id)
 
@@ -140,12 +178,18 @@ def _check_shape(descriptor: Descriptor, strings: bool, jagged: bool, limits: Li
     fixed, least = (shape[2:], 1) if jagged and not strings else (shape[1:], 0)
     if shape[0] < 0 or (strings and len(shape) != 1) or (fixed and min(fixed) < least):
         raise ProtocolError(f"{name}: shape {list(shape)} is not allowed for {descriptor.dtype}")
+    if fixed and prod(d for d in shape if d > 0) > MAX_ELEMENTS:
+        raise ProtocolError(f"{name}: shape {list(shape)} exceeds {MAX_ELEMENTS} elements")
     if limits is None:
         return
     if shape[0] == 0:
         raise ProtocolError(f"{name}: has no items")
     if shape[0] > limits.max_items:
-        raise ProtocolError(f"{name}: {shape[0]} items exceed max_items = {limits.max_items}", code="too_large")
+        raise ProtocolError(
+            f"{name}: {shape[0]} items exceed max_items = {limits.max_items}",
+            code="too_large",
+            details={"limit": "max_items"},
+        )
 
 
 def _read_dense(descriptor: Descriptor, frames: Sequence[Buffer]) -> Tensor:
@@ -153,6 +197,8 @@ def _read_dense(descriptor: Descriptor, frames: Sequence[Buffer]) -> Tensor:
     expected = prod(descriptor.shape) * ITEMSIZE[descriptor.dtype]
     if len(data) != expected:
         raise ProtocolError(f"{descriptor.name}: {len(data)} bytes where its shape needs {expected}")
+    if descriptor.dtype == "bool":
+        _check_bool(descriptor.name, data)
     return Tensor(descriptor.dtype, descriptor.shape, data)
 
 
@@ -169,6 +215,8 @@ def _read_jagged(descriptor: Descriptor, frames: Sequence[Buffer]) -> Tensor:
         raise ProtocolError(f"{name}: {len(data)} bytes where its offsets need {offsets[-1] * tensor.stride}")
     if descriptor.dtype == "utf8":
         _check_utf8(name, tensor)
+    elif descriptor.dtype == "bool":
+        _check_bool(name, data)
     return tensor
 
 
@@ -176,6 +224,11 @@ def _ascending(offsets: list[int]) -> bool:
     if len(offsets) > 64:
         return bool((np.diff(np.asarray(offsets, np.int64)) >= 0).all())
     return all(a <= b for a, b in pairwise(offsets))
+
+
+def _check_bool(name: str, data: Buffer) -> None:
+    if bytes(data).translate(None, b"\0\1"):
+        raise ProtocolError(f"{name}: a bool is a byte of 0 or 1")
 
 
 def _check_utf8(name: str, tensor: Tensor) -> None:
@@ -189,5 +242,3 @@ def document(name: str, text: str | bytes) -> Tensors:
     """One string as the only output, the form of `hello`, `status`, `tokenizer` and `metrics` answers."""
     dtype = "utf8" if isinstance(text, str) else "bytes"
     return {name: Tensor.from_strings([text], dtype)}
-
-

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
+
+from gpu_server.wire.limits import MAX_DIMENSIONS
 
 Buffer = bytes | bytearray | memoryview
 Array = NDArray[np.generic]
@@ -69,7 +71,7 @@ class Tensor:
             return [1] * self.shape[0]
         if len(offsets) == 2:
             return [offsets[1]]
-        return [b - a for a, b in zip(offsets, offsets[1:], strict=False)]
+        return [b - a for a, b in pairwise(offsets)]
 
     def slice(self, start: int, stop: int) -> Tensor:
         """Items `start` to `stop` as a view on the same bytes."""
@@ -118,20 +120,25 @@ class Tensor:
 
     @classmethod
     def from_numpy(cls, values: Array) -> Tensor:
-        """A dense tensor from an array whose first dimension counts items; raises TypeError on other dtypes."""
-        values = np.ascontiguousarray(values)
+        """A dense tensor from an array whose first dimension counts items; raises TypeError on other dtypes and shapes."""
         dtype = _WIRE_DTYPE.get(values.dtype.newbyteorder("<"))
-        if dtype is None or values.ndim == 0:
+        if dtype is None or not 1 <= values.ndim <= MAX_DIMENSIONS:
             raise TypeError(f"no wire form for an array of {values.dtype} and shape {values.shape}")
-        values = values.astype(NUMPY_DTYPE[dtype], copy=False)
-        return cls(dtype, values.shape, values.tobytes())
+        return cls(dtype, values.shape, values.astype(NUMPY_DTYPE[dtype], copy=False).tobytes())
 
     @classmethod
     def from_rows(cls, rows: Sequence[Array | Sequence[int]], dtype: str = "i32") -> Tensor:
-        """A ragged tensor from one array (or list of ints) per item; all must agree after their first dimension."""
-        arrays = [np.ascontiguousarray(row, dtype=NUMPY_DTYPE[dtype]) for row in rows]
+        """A ragged tensor from one array (or list of ints) per item.
+
+        Raises TypeError unless all rows agree in every dimension after their first, and none of those is 0.
+        """
+        arrays = [np.asarray(row, dtype=NUMPY_DTYPE[dtype]) for row in rows]
         dims = arrays[0].shape[1:] if arrays else ()
-        if any(a.ndim == 0 or a.shape[1:] != dims for a in arrays):
+        if (
+            any(a.ndim == 0 or a.shape[1:] != dims for a in arrays)
+            or 0 in dims
+            or len(dims) > MAX_DIMENSIONS - 2
+        ):
             raise TypeError("ragged rows must agree in every dimension after the first")
         offsets = [0, *accumulate(len(a) for a in arrays)]
         return cls(dtype, (len(arrays), -1, *dims), b"".join(a.tobytes() for a in arrays), offsets)

@@ -1,0 +1,54 @@
+"""The `gpu-server` command: one file per verb, loaded when it is called."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+
+import click
+
+from gpu_server._version import __version__
+from gpu_server.errors import GPUServerError, RemoteError
+
+VERBS = ("config", "embed", "models", "start", "status", "stop")
+
+
+class Verbs(click.Group):
+    """Finds each verb's command in the module of its name."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The verbs."""
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of a verb."""
+        if cmd_name not in VERBS:
+            return None
+        command: click.Command = import_module(f"gpu_server.cli.{cmd_name}").command
+        return command
+
+
+@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="gpu-server")
+def cli() -> None:
+    """Put a GPU model behind Gunicorn and Flask."""
+
+
+def main() -> None:
+    """Run the command line; every mistake ends in one line on stderr and its own exit code."""
+    try:
+        sys.exit(cli.main(standalone_mode=False) or 0)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except click.Abort:
+        sys.exit(130)
+    except RemoteError as error:
+        _fail(error.message, error.exit_code)
+    except GPUServerError as error:
+        _fail(str(error), error.exit_code)
+
+
+def _fail(message: str, code: int) -> None:
+    click.echo(f"gpu-server: {message}", err=True)
+    sys.exit(code)

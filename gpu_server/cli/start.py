@@ -1,0 +1,62 @@
+"""`gpu-server start`: run the daemon in the foreground."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from gpu_server import config, logs
+from gpu_server.cli import options
+from gpu_server.wire.documents import Status
+
+WIDTH = 24
+
+
+@click.command("start")
+@click.argument("models", nargs=-1, metavar="[MODEL]...")
+@click.option(
+    "--config", "path", type=click.Path(path_type=Path), help="TOML file with settings and [[models]]."
+)
+@options.settings
+def command(models: tuple[str, ...], path: Path | None, **flags: Any) -> None:
+    """Load MODEL and serve it until stopped.
+
+    MODEL is pkg.module:Class, a folder, or a hub id; without one all-MiniLM-L6-v2 is served. SIGTERM or Ctrl-C finishes what
+    was accepted, then stops; a second one stops at once.
+    """
+    from gpu_server.daemon.server import Daemon
+
+    settings = config.load(path, flags, models)
+    logs.setup(settings.server.log_level, settings.server.log_format, "daemon")
+    sys.exit(Daemon(settings, Progress()).run())
+
+
+class Progress:
+    """Shows a load: a bar on a terminal, a line per phase elsewhere."""
+
+    def __init__(self) -> None:
+        self._terminal = sys.stderr.isatty()
+        self._started = time.monotonic()
+        self._last = ""
+
+    def __call__(self, status: Status) -> None:
+        """Show one status."""
+        if status.state == "ready":
+            self._show_ready(status)
+        elif self._terminal and status.phase:
+            done = int(status.progress * WIDTH)
+            click.echo(f"\r\033[K[{'█' * done}{'·' * (WIDTH - done)}] {status.phase}", err=True, nl=False)
+        elif status.phase and status.phase != self._last:
+            self._last = status.phase
+            click.echo(f"{status.progress:4.0%} {status.phase}", err=True)
+
+    def _show_ready(self, status: Status) -> None:
+        names = ", ".join(model.name for model in status.models)
+        device = status.engines[0].device if status.engines else ""
+        seconds = time.monotonic() - self._started
+        start = "\r\033[K" if self._terminal else ""
+        click.echo(f"{start}ready in {seconds:.1f} s: {names} on {device} at {status.endpoint}", err=True)

@@ -1,0 +1,53 @@
+"""`gpu-server status`: what the daemon does right now."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from gpu_server.cli import options
+from gpu_server.wire.documents import Status, to_json
+
+
+@click.command("status")
+@options.endpoint
+@options.as_json
+def command(endpoint: str | None, as_json: bool) -> None:
+    """Show the daemon's state, engine, models and queue; exit 0 when it is ready, 3 when it is not."""
+    with options.client(endpoint) as client:
+        status = client.status()
+    click.echo(to_json(status).decode() if as_json else describe(status))
+    sys.exit(0 if status.state == "ready" else 3)
+
+
+def describe(status: Status) -> str:
+    """One screen of text."""
+    lines = [
+        f"{status.state}{f': {status.phase} ({status.progress:.0%})' if status.phase else ''}",
+        f"daemon   pid {status.pid}, version {status.version}, up {status.uptime_s:.0f} s, {status.endpoint}",
+    ]
+    for engine in status.engines:
+        error = f", {engine.error}" if engine.error else ""
+        lines.append(
+            f"engine   pid {engine.pid}, {engine.device or 'no device yet'}, {engine.state}, "
+            f"{engine.in_flight} batches in flight, {engine.restarts} restarts{error}"
+        )
+    for model in status.models:
+        facts = [model.kind, model.dtype, model.runs, f"version {model.version}"]
+        if model.dimensions:
+            facts.append(f"{model.dimensions} dimensions")
+        if model.text is not None:
+            facts.append(f"max length {model.text.max_length}")
+        lines.append(f"model    {model.name}: {', '.join(f for f in facts if f)}")
+    queue = status.queue
+    lines.append(
+        f"queue    {queue.requests} requests, {queue.items} items, {queue.tokens} tokens, {queue.bytes} bytes"
+    )
+    lines.append(
+        "counts   "
+        + ", ".join(
+            f"{name} {count}" for name, count in status.counters.items() if count or name == "requests"
+        )
+    )
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""The torch-free daemon: admits requests, batches them, hands batches to the engine process, replies."""

@@ -1,0 +1,159 @@
+"""From a decoded message to a request that may be queued: checked against what its model takes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from gpu_server.daemon.request import Request
+from gpu_server.errors import (
+    InvalidRequest,
+    ModelLoading,
+    ModelNotFound,
+    StaleTokenizer,
+    UnsupportedOperation,
+)
+from gpu_server.wire import RequestHeader, Tensor, Tensors
+from gpu_server.wire.documents import InputInfo, ModelInfo
+
+TEXT_PARAMS = frozenset({"truncate", "truncation_direction", "prompt_name"})
+
+
+def find_model(name: str, models: Mapping[str, ModelInfo], phase: str) -> ModelInfo:
+    """The model of that name, "" for the first; raises ModelLoading before any is loaded, ModelNotFound after."""
+    if not models:
+        raise ModelLoading(f"the models are still loading ({phase})", {"phase": phase})
+    info = models.get(name) if name else next(iter(models.values()))
+    if info is None:
+        raise ModelNotFound(
+            f"model {name!r} is not served; served: {', '.join(models)}", {"models": list(models)}
+        )
+    return info
+
+
+def takes_text(info: ModelInfo, inputs: Tensors) -> bool:
+    """Whether these inputs are text to be tokenised here. Raises UnsupportedOperation if the model takes none."""
+    if set(inputs) != {"text"} or any(i.name == "text" for i in info.inputs):
+        return False
+    if info.text is None:
+        raise UnsupportedOperation(f"model {info.name!r} takes no text")
+    if inputs["text"].dtype != "utf8":
+        raise InvalidRequest("text must be utf8")
+    return True
+
+
+def build(
+    header: RequestHeader, inputs: Tensors, info: ModelInfo, *, peer: bytes, arrived: float, deadline: float
+) -> Request:
+    """The request to queue; raises InvalidRequest or StaleTokenizer, naming the input and the limit."""
+    if not inputs:
+        raise InvalidRequest("infer needs at least one input")
+    if header.digest and info.text is not None and header.digest != info.text.digest:
+        raise StaleTokenizer(f"model {info.name!r} now has another tokenizer", {"digest": info.text.digest})
+    for declared in info.inputs:
+        _check_input(declared, inputs, info)
+    if info.inputs and len(inputs) != len(info.inputs):
+        extra = sorted(set(inputs) - {i.name for i in info.inputs})
+        raise InvalidRequest(f"model {info.name!r} has no input {extra[0]!r}", {"field": extra[0]})
+    if info.text is not None:
+        _check_ids(inputs["input_ids"], info.text.max_length, info.text.vocab_size)
+    params = _check_params(header.params, info) if header.params else {}
+    return Request(
+        peer=peer,
+        id=header.id,
+        model=info.name,
+        inputs=inputs,
+        params=params,
+        costs=_costs(info, inputs),
+        priority=header.priority,
+        arrived=arrived,
+        deadline=deadline,
+        traceparent=header.traceparent,
+    )
+
+
+def _check_params(given: Mapping[str, Any], info: ModelInfo) -> dict[str, Any]:
+    params = {}
+    for name, value in given.items():
+        if name in info.params:
+            default = info.params[name]
+            wanted = type(default)
+            if default is not None and not isinstance(value, (int, float) if wanted is float else wanted):
+                raise InvalidRequest(f"parameter {name!r} must be {wanted.__name__}", {"field": name})
+            params[name] = value
+        elif info.text is None or name not in TEXT_PARAMS:
+            known = ", ".join(info.params) or "none"
+            raise InvalidRequest(f"model {info.name!r} has no parameter {name!r}; it has: {known}", {"field": name})
+    return params
+
+
+def _check_input(declared: InputInfo, inputs: Tensors, info: ModelInfo) -> None:
+    tensor = inputs.get(declared.name)
+    if tensor is None:
+        raise InvalidRequest(
+            f"model {info.name!r} needs the input {declared.name!r}", {"field": declared.name}
+        )
+    ragged = declared.shape[:1] == (-1,)
+    fits = tensor.shape[1:] == declared.shape or (
+        ragged and tensor.offsets is None and _is_row(tensor, declared)
+    )
+    if tensor.dtype != declared.dtype or not fits:
+        wanted = f"{declared.dtype} [items{''.join(f', {_dim(d)}' for d in declared.shape)}]"
+        got = f"{tensor.dtype} [{', '.join(_dim(d) for d in tensor.shape)}]"
+        raise InvalidRequest(f"input {declared.name!r} must be {wanted}; got {got}", {"field": declared.name})
+    if ragged and tensor.offsets is None:
+        inputs[declared.name] = _to_ragged(tensor)
+
+
+def _is_row(tensor: Tensor, declared: InputInfo) -> bool:
+    return len(tensor.shape) > 1 and tensor.shape[2:] == declared.shape[1:]
+
+
+def _to_ragged(tensor: Tensor) -> Tensor:
+    """A dense tensor as the ragged one with equal rows that it also is."""
+    items, length, *rest = tensor.shape
+    offsets = list(range(0, items * length + 1, length)) if length else [0] * (items + 1)
+    return Tensor(tensor.dtype, (items, -1, *rest), tensor.data, offsets)
+
+
+def _dim(size: int) -> str:
+    return "any" if size == -1 else str(size)
+
+
+def _check_ids(ids: Tensor, max_length: int, vocab_size: int) -> None:
+    lengths = ids.lengths()
+    if min(lengths) < 1 or max(lengths) > max_length:
+        item = next(i for i, n in enumerate(lengths) if not 1 <= n <= max_length)
+        raise InvalidRequest(
+            f"item {item} has {lengths[item]} tokens; a row holds 1 to max_length = {max_length}",
+            {"item": item, "limit": "max_length"},
+        )
+    values = np.frombuffer(ids.data, np.int32)
+    if values.view(np.uint32).max() >= vocab_size:
+        at = int(np.argmax(values.view(np.uint32) >= vocab_size))
+        item = int(np.searchsorted(np.asarray(ids.offsets), at, side="right")) - 1
+        raise InvalidRequest(
+            f"item {item} has token id {int(values[at])}, outside 0 … {vocab_size - 1}",
+            {"item": item, "limit": "vocab_size"},
+        )
+
+
+def _costs(info: ModelInfo, inputs: Tensors) -> list[int]:
+    if isinstance(info.cost, str):
+        return [max(1, n) for n in inputs[info.cost].lengths()]
+    return [info.cost] * next(iter(inputs.values())).items
+
+
+def text_options(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Tokenising options out of a text request's parameters; raises InvalidRequest on values of the wrong kind."""
+    truncate, direction = params.get("truncate", True), params.get("truncation_direction", "right")
+    prompt = params.get("prompt_name", "")
+    if not isinstance(truncate, bool):
+        raise InvalidRequest("truncate must be a bool", {"field": "truncate"})
+    if direction not in ("left", "right"):
+        raise InvalidRequest("truncation_direction must be left or right", {"field": "truncation_direction"})
+    if not isinstance(prompt, str):
+        raise InvalidRequest("prompt_name must be a string", {"field": "prompt_name"})
+    return {"truncate": truncate, "direction": direction, "prompt_name": prompt}

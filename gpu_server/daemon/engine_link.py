@@ -1,0 +1,161 @@
+"""The daemon's side of one engine process: its start, its pipe, its socket, the batches it has."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import time
+from collections.abc import Callable
+from typing import Literal
+
+import msgspec
+import zmq
+
+from gpu_server.daemon.request import Batch
+from gpu_server.daemon.spawn import run_engine
+from gpu_server.errors import ProtocolError
+from gpu_server.wire import VERSION, ReplyHeader, RequestHeader, Tensors, decode_reply, encode_request
+from gpu_server.wire.documents import EngineStatus, ModelInfo
+from gpu_server.wire.events import EngineSpec, Event, pack, unpack_event
+
+LinkState = Literal["loading", "ready", "failed", "dead", "stopping"]
+BatchDone = Callable[[Batch, ReplyHeader, Tensors], None]
+STOP_GRACE_S = 5.0
+
+
+class EngineLink:
+    """One engine process from spawn to exit.
+
+    Becomes `ready` when the engine has said so and every tokenizer has been fetched; `failed` when the engine gave a
+    reason, `dead` when its process ended without one.
+    """
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], spec: EngineSpec) -> None:
+        self.state: LinkState = "loading"
+        self.event = Event(kind="progress", phase="starting")
+        self.heard = time.monotonic()
+        self.models: dict[str, ModelInfo] = {}
+        self.tokenizers: dict[str, bytes] = {}
+        self.batches: dict[bytes, Batch] = {}
+        self._awaited: dict[bytes, str] = {}
+        self._endpoint = spec.endpoint
+        self.socket = context.socket(zmq.DEALER)
+        self.socket.linger = 0
+        spawn = multiprocessing.get_context("spawn")
+        self._pipe, theirs = spawn.Pipe()
+        self._process = spawn.Process(
+            target=run_engine, args=(pack(spec), theirs), name="gpu-server-engine", daemon=False
+        )
+        self._process.start()
+        theirs.close()
+
+    @property
+    def pid(self) -> int:
+        """The engine's process id."""
+        return self._process.pid or 0
+
+    def filenos(self) -> list[int]:
+        """File descriptors that become readable when the engine says something or dies."""
+        return [self._pipe.fileno(), self._process.sentinel]
+
+    def poll_pipe(self) -> None:
+        """Read what the engine says of its start, and notice its death."""
+        try:
+            while self.state not in ("dead", "failed") and self._pipe.poll():
+                self._handle(unpack_event(self._pipe.recv_bytes()))
+        except (EOFError, OSError, msgspec.DecodeError):
+            pass
+        if self.state not in ("dead", "failed") and not self._process.is_alive():
+            self.state = "dead"
+
+    def send(self, batch: Batch) -> None:
+        """Hand a batch to the engine."""
+        key = batch.id.to_bytes(8, "little")
+        header = RequestHeader(v=VERSION, id=key, op="infer", model=batch.model, params=batch.params)
+        self.batches[key] = batch
+        self.socket.send_multipart(encode_request(header, batch.inputs()), zmq.NOBLOCK, copy=False)
+
+    def receive(self, done: BatchDone) -> None:
+        """Read all answers that have come; `done` is called for each batch."""
+        while True:
+            try:
+                frames = self.socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            try:
+                header, outputs = decode_reply(frames)
+            except ProtocolError:
+                # An engine that no longer speaks the protocol cannot be trusted with anything else.
+                self.kill()
+                return
+            batch = self.batches.pop(header.id, None)
+            if batch is not None:
+                done(batch, header, outputs)
+            elif header.id in self._awaited:
+                self.tokenizers[self._awaited.pop(header.id)] = outputs["tokenizer"].raw_strings()[0]
+                self._ready_when_complete()
+
+    def status(self, restarts: int, state: str = "") -> EngineStatus:
+        """This engine for the status document."""
+        shown = state or {"dead": "backoff"}.get(self.state, self.state)
+        if shown == "loading" and self.event.phase.startswith("warming"):
+            shown = "warming"
+        return EngineStatus(
+            pid=self.pid,
+            device=self.event.device,
+            state=shown,  # type: ignore[arg-type]
+            phase=self.event.phase,
+            progress=round(self.event.progress, 3),
+            restarts=restarts,
+            in_flight=len(self.batches),
+            error=self.event.message,
+        )
+
+    def stop(self) -> None:
+        """Ask the engine to end after what it runs; a closed pipe is the sign."""
+        if self.state not in ("dead", "failed"):
+            self.state = "stopping"
+        self._pipe.close()
+
+    def kill(self) -> None:
+        """End the engine at once."""
+        self._process.kill()
+
+    def exit_code(self) -> int | None:
+        """What the process ended with: negative for a signal, None while it runs."""
+        return self._process.exitcode
+
+    def close(self) -> None:
+        """Reap the process, killing it if it does not end by itself, and free its socket."""
+        self._process.join(STOP_GRACE_S)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+        self._process.close()
+        with contextlib.suppress(OSError):
+            self._pipe.close()
+        self.socket.close()
+
+    def _handle(self, event: Event) -> None:
+        self.heard = time.monotonic()
+        device = event.device or self.event.device
+        self.event = event
+        self.event.device = device
+        if event.kind == "failed":
+            self.state = "failed"
+        elif event.kind == "ready":
+            self.models = {m.name: m for m in event.models}
+            self.socket.connect(self._endpoint)
+            self._fetch_tokenizers()
+            self._ready_when_complete()
+
+    def _fetch_tokenizers(self) -> None:
+        for number, info in enumerate(m for m in self.models.values() if m.text is not None):
+            key = b"t%d" % number
+            self._awaited[key] = info.name
+            header = RequestHeader(v=VERSION, id=key, op="tokenizer", model=info.name)
+            self.socket.send_multipart(encode_request(header))
+
+    def _ready_when_complete(self) -> None:
+        if not self._awaited and self.event.kind == "ready":
+            self.state = "ready"

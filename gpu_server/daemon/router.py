@@ -1,0 +1,131 @@
+"""The ROUTER socket: receives messages, sends replies, and never waits for a client that does not read."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import deque
+from collections.abc import Callable, Sequence
+
+import zmq
+
+from gpu_server.daemon.metrics import Metrics
+from gpu_server.errors import EndpointError
+from gpu_server.wire import Buffer, Limits
+
+log = logging.getLogger(__name__)
+
+DRAIN_CAP = 256
+RETRY_S = 0.005
+SEND_HWM = 256
+_UMASK_GROUP_ONLY = 0o117
+
+
+class Router:
+    """Bound socket plus what is queued for slow readers.
+
+    on_gone: called with a peer whose connection is known to be lost or has been given up.
+    """
+
+    def __init__(
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        endpoint: str,
+        limits: Limits,
+        metrics: Metrics,
+        *,
+        max_peer_bytes: int,
+        on_gone: Callable[[bytes], None],
+    ) -> None:
+        self.socket = context.socket(zmq.ROUTER)
+        self._metrics = metrics
+        self._max_peer_bytes = max_peer_bytes
+        self._on_gone = on_gone
+        self._unsent: dict[bytes, tuple[deque[list[Buffer]], int]] = {}
+        self._configure(limits)
+        previous = os.umask(_UMASK_GROUP_ONLY)
+        try:
+            self.socket.bind(endpoint)
+        except zmq.ZMQError as error:
+            raise EndpointError(f"cannot bind {endpoint}: {error.strerror}") from None
+        finally:
+            os.umask(previous)
+
+    def receive(self, handle: Callable[[bytes, Sequence[bytes]], None]) -> int:
+        """Read up to `DRAIN_CAP` messages; returns how many there were, so that a full turn can be followed by another."""
+        recv = self.socket.recv_multipart
+        for count in range(DRAIN_CAP):
+            try:
+                frames = recv(zmq.NOBLOCK)
+            except zmq.Again:
+                return count
+            handle(frames[0], frames[1:])
+        return DRAIN_CAP
+
+    def send(self, peer: bytes, frames: list[Buffer]) -> None:
+        """Send a reply now, or keep it while the peer's pipe is full, up to `max_peer_bytes`."""
+        if peer in self._unsent:
+            self._keep(peer, frames)
+            return
+        try:
+            self.socket.send_multipart([peer, *frames], zmq.NOBLOCK)
+        except zmq.Again:
+            self._keep(peer, frames)
+        except zmq.ZMQError as error:
+            self._lost(peer, error)
+
+    def flush(self) -> None:
+        """Try again to send what slow readers left."""
+        for peer in list(self._unsent):
+            waiting, size = self._unsent[peer]
+            try:
+                while waiting:
+                    self.socket.send_multipart([peer, *waiting[0]], zmq.NOBLOCK)
+                    size -= _size(waiting.popleft())
+                del self._unsent[peer]
+            except zmq.Again:
+                self._unsent[peer] = (waiting, size)
+            except zmq.ZMQError as error:
+                self._lost(peer, error)
+
+    def has_unsent(self) -> bool:
+        """Whether `flush` has work; it should be called every `RETRY_S` then."""
+        return bool(self._unsent)
+
+    def close(self, linger_ms: int) -> None:
+        """Close the socket, giving sent replies `linger_ms` to leave."""
+        self.socket.close(linger=linger_ms)
+
+    def _configure(self, limits: Limits) -> None:
+        socket = self.socket
+        socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        socket.setsockopt(zmq.MAXMSGSIZE, limits.max_frame_bytes)
+        socket.setsockopt(zmq.HANDSHAKE_IVL, 3000)
+        socket.setsockopt(zmq.HEARTBEAT_IVL, 2000)
+        socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 6000)
+        socket.setsockopt(zmq.BACKLOG, 1024)
+        socket.sndhwm = SEND_HWM
+        socket.rcvhwm = 1000
+
+    def _keep(self, peer: bytes, frames: list[Buffer]) -> None:
+        waiting, size = self._unsent.setdefault(peer, (deque(), 0))
+        size += _size(frames)
+        if size > self._max_peer_bytes:
+            del self._unsent[peer]
+            self._metrics.dropped["peer_slow"] += len(waiting) + 1
+            log.warning("client does not read its replies", extra={"peer": peer.hex(), "bytes": size})
+            self._on_gone(peer)
+            return
+        waiting.append(frames)
+        self._unsent[peer] = (waiting, size)
+
+    def _lost(self, peer: bytes, error: zmq.ZMQError) -> None:
+        if error.errno != zmq.EHOSTUNREACH:
+            raise error
+        waiting, _ = self._unsent.pop(peer, (deque(), 0))
+        self._metrics.dropped["peer_gone"] += len(waiting) + 1
+        self._on_gone(peer)
+
+
+def _size(frames: list[Buffer]) -> int:
+    return sum(len(frame) for frame in frames)

@@ -1,0 +1,265 @@
+"""Which items run next: a pure queue over an injected clock, no sockets and no threads.
+
+Order. Requests are served by the moment they would finish if all waiting requests shared the engine equally (the «fair
+sojourn protocol», Friedman and Henderson 2003): a request gets the tag `virtual time + its cost`, and virtual time moves by
+the cost served over the number of waiting requests. So equal requests go first come first served, a short one does not wait
+behind a long one, and none waits longer than under equal sharing. Priority scales the cost, so that a bulk request ages
+into its turn instead of starving.
+
+Batches. A partial batch is formed only for an idle engine, so that late arrivals still join it; a full one may be sent
+ahead of a busy engine. Costs are measured in batches (cost over the model's budget), which makes models comparable.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from bisect import bisect_right
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+
+from gpu_server.daemon.request import Batch, Group, Request
+from gpu_server.errors import Overloaded
+
+PRIORITY_WEIGHT = (0.25, 1.0, 4.0)
+SMALL_REQUEST = 1 / 8
+"""Requests below this part of a batch count as this much: among small ones arrival order is best for everyone's tail."""
+MISFITS = 8
+"""Requests looked past, at most, to fill a batch after one did not fit."""
+RATE_SMOOTHING = 0.2
+
+
+@dataclass(frozen=True)
+class Policy:
+    """How one model's batches are bounded; `padded` costs a batch as items × longest instead of the sum."""
+
+    max_batch_tokens: int
+    max_batch_items: int
+    padded: bool = False
+
+
+class _Queue:
+    """Waiting requests of one group, by tag."""
+
+    __slots__ = ("cost", "heap", "items")
+
+    def __init__(self) -> None:
+        self.heap: list[tuple[float, int, Request]] = []
+        self.cost = 0
+        self.items = 0
+
+    def head(self) -> Request | None:
+        """The request to serve next; forgets those that are closed or have nothing left to run."""
+        heap = self.heap
+        while heap:
+            request = heap[0][2]
+            if not request.closed and request.waiting:
+                return request
+            heapq.heappop(heap)
+        return None
+
+
+class Scheduler:
+    """Holds accepted requests until they are in a batch.
+
+    clock: seconds, monotonic. max_items, max_bytes: what may wait before requests are refused.
+    """
+
+    def __init__(self, clock: Callable[[], float], *, max_items: int, max_bytes: int) -> None:
+        self._clock = clock
+        self._max_items = max_items
+        self._max_bytes = max_bytes
+        self._policies: dict[str, Policy] = {}
+        self._queues: dict[Group, _Queue] = {}
+        self._order = itertools.count()
+        self._batch_ids = itertools.count(1)
+        self._virtual = 0.0
+        self._batches_per_s = 0.0
+        self.requests = 0
+        self.items = 0
+        self.bytes = 0
+        self.backlog = 0.0
+
+    def set_policy(self, model: str, policy: Policy) -> None:
+        """Declare a model, or change how its batches are bounded."""
+        self._policies[model] = policy
+
+    def queued_tokens(self) -> int:
+        """Cost of all waiting items."""
+        return sum(queue.cost for queue in self._queues.values())
+
+    def submit(self, request: Request) -> None:
+        """Accept a request of a declared model; raises Overloaded when it would wait too long or there is no room."""
+        self._admit(request)
+        units = request.cost / self._policies[request.model].max_batch_tokens
+        request.tag = self._virtual + max(units, SMALL_REQUEST) * PRIORITY_WEIGHT[request.priority]
+        self.requests += 1
+        self.bytes += request.size
+        self._push(request, request.items, request.cost)
+
+    def close(self, request: Request) -> None:
+        """Forget a request that has its reply; what has not run never will."""
+        if request.closed:
+            return
+        request.closed = True
+        self.requests -= 1
+        self.bytes -= request.size
+        items = request.waiting_items()
+        if items:
+            self._remove(request, items, request.waiting_cost())
+            request.waiting.clear()
+
+    def requeue(self, batch: Batch) -> list[Request]:
+        """Put a lost batch's open requests back where they were; returns them."""
+        returned = []
+        for request, start, stop in batch.slices:
+            if request.closed:
+                continue
+            request.waiting.appendleft((start, stop))
+            self._push(request, stop - start, request.cumulative[stop] - request.cumulative[start])
+            returned.append(request)
+        return returned
+
+    def next_batch(self, *, idle: bool, models: Collection[str] | None = None) -> Batch | None:
+        """The next batch for an engine that holds `models` (None: all), or None.
+
+        idle: the engine has nothing to do, so a partial batch may go; otherwise only a full one.
+        """
+        best: tuple[float, Group] | None = None
+        for group, queue in list(self._queues.items()):
+            head = queue.head()
+            if head is None:
+                del self._queues[group]
+                continue
+            if models is not None and head.model not in models:
+                continue
+            if not idle and not self._is_full(queue, self._policies[head.model]):
+                continue
+            if best is None or head.tag < best[0]:
+                best = (head.tag, group)
+        return self._form(best[1]) if best is not None else None
+
+    def learn(self, batch: Batch, seconds: float) -> None:
+        """Note how long a batch ran; from batches at least half full the service rate is learnt."""
+        policy = self._policies[batch.model]
+        units = batch.cost / policy.max_batch_tokens
+        if seconds > 0 and (units >= 0.5 or batch.items * 2 >= policy.max_batch_items):
+            rate = units / seconds
+            known = self._batches_per_s or rate
+            self._batches_per_s = known + RATE_SMOOTHING * (rate - known)
+
+    def estimated_wait_s(self, request: Request) -> float:
+        """Seconds until a request would be finished if it were accepted now; 0 while the rate is unknown."""
+        if not self._batches_per_s:
+            return 0.0
+        units = request.cost / self._policies[request.model].max_batch_tokens
+        fair_share = max(units, SMALL_REQUEST) * (self.requests + 1)
+        return min(self.backlog + units, fair_share) / self._batches_per_s
+
+    def _admit(self, request: Request) -> None:
+        full = ""
+        if self.items + request.items > self._max_items:
+            full = f"max_queue_items = {self._max_items}"
+        elif self.bytes + request.size > self._max_bytes:
+            full = f"max_queue_bytes = {self._max_bytes}"
+        wait_s = self.estimated_wait_s(request)
+        budget_s = request.deadline - self._clock()
+        if not full and wait_s <= budget_s:
+            return
+        drain_s = self.backlog / self._batches_per_s if self._batches_per_s else 1.0
+        retry_s = max(0.05, drain_s / 2 if full else wait_s - budget_s)
+        reason = (
+            f"the queue is full ({full})"
+            if full
+            else f"about {wait_s:.1f} s of work wait, more than the deadline"
+        )
+        raise Overloaded(reason, {"retry_after_ms": int(retry_s * 1000), "queued_items": self.items})
+
+    def _push(self, request: Request, items: int, cost: int) -> None:
+        queue = self._queues.get(request.group)
+        if queue is None:
+            queue = self._queues[request.group] = _Queue()
+        heapq.heappush(queue.heap, (request.tag, next(self._order), request))
+        self._count(queue, request, items, cost)
+
+    def _remove(self, request: Request, items: int, cost: int) -> None:
+        self._count(self._queues[request.group], request, -items, -cost)
+
+    def _count(self, queue: _Queue, request: Request, items: int, cost: int) -> None:
+        queue.items += items
+        queue.cost += cost
+        self.items += items
+        self.backlog += cost / self._policies[request.model].max_batch_tokens
+
+    @staticmethod
+    def _is_full(queue: _Queue, policy: Policy) -> bool:
+        return queue.cost >= policy.max_batch_tokens or queue.items >= policy.max_batch_items
+
+    def _form(self, group: Group) -> Batch:
+        queue = self._queues[group]
+        head = queue.head()
+        assert head is not None
+        policy = self._policies[head.model]
+        batch = Batch(next(self._batch_ids), head.model, head.params, self._clock())
+        aside: list[tuple[float, int, Request]] = []
+        longest = 0
+        while len(aside) <= MISFITS and batch.items < policy.max_batch_items:
+            request = queue.head()
+            if request is None:
+                break
+            longest = self._fill(batch, request, policy, longest)
+            if request.waiting:
+                aside.append(heapq.heappop(queue.heap))
+        for entry in aside:
+            heapq.heappush(queue.heap, entry)
+        for request, start, stop in batch.slices:
+            cost = request.cumulative[stop] - request.cumulative[start]
+            self._count(queue, request, start - stop, -cost)
+        self._virtual += batch.cost / policy.max_batch_tokens / max(1, self.requests)
+        return batch
+
+    @staticmethod
+    def _fill(batch: Batch, request: Request, policy: Policy, longest: int) -> int:
+        """Move items of one request into the batch while they fit; returns the longest item now in it."""
+        while request.waiting:
+            start, stop = request.waiting[0]
+            room = policy.max_batch_items - batch.items
+            if policy.padded:
+                end, longest = _fit_padded(request, start, min(stop, start + room), batch, policy, longest)
+            else:
+                end = _fit(request, start, min(stop, start + room), batch, policy)
+            if end == start:
+                break
+            batch.slices.append((request, start, end))
+            batch.items += end - start
+            batch.cost = (
+                longest * batch.items
+                if policy.padded
+                else batch.cost + request.cumulative[end] - request.cumulative[start]
+            )
+            request.waiting.popleft()
+            if end < stop:
+                request.waiting.appendleft((end, stop))
+                break
+        return longest
+
+
+def _fit(request: Request, start: int, stop: int, batch: Batch, policy: Policy) -> int:
+    """How far items from `start` fit by the sum of their costs; one too large for any batch goes alone."""
+    cumulative = request.cumulative
+    limit = policy.max_batch_tokens - batch.cost + cumulative[start]
+    end = stop if cumulative[stop] <= limit else bisect_right(cumulative, limit, start, stop + 1) - 1
+    return start + 1 if end <= start < stop and not batch.items else max(end, start)
+
+
+def _fit_padded(
+    request: Request, start: int, stop: int, batch: Batch, policy: Policy, longest: int
+) -> tuple[int, int]:
+    """As `_fit`, by items × longest."""
+    end, items = start, batch.items
+    while end < stop:
+        wider = max(longest, request.costs[end])
+        if wider * (items + 1) > policy.max_batch_tokens and items:
+            break
+        longest, items, end = wider, items + 1, end + 1
+    return end, longest

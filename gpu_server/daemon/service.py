@@ -1,0 +1,348 @@
+"""What the daemon does with messages and batches: admit, queue, dispatch, answer. Owns every open request."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import msgspec
+
+from gpu_server.daemon import admission
+from gpu_server.daemon.engine_link import EngineLink
+from gpu_server.daemon.ledger import Ledger
+from gpu_server.daemon.metrics import Metrics
+from gpu_server.daemon.request import Batch, Request
+from gpu_server.daemon.scheduler import Policy, Scheduler
+from gpu_server.daemon.text import TextPool
+from gpu_server.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    EngineCrashed,
+    InvalidRequest,
+    ModelFailed,
+    Overloaded,
+    ProtocolError,
+    RemoteError,
+    ShuttingDown,
+    TooLarge,
+    UnsupportedOperation,
+    from_wire,
+)
+from gpu_server.wire import (
+    VERSION,
+    Buffer,
+    ItemError,
+    Limits,
+    ReplyHeader,
+    RequestHeader,
+    Tensor,
+    Tensors,
+    decode_request,
+    document,
+    encode_reply,
+    error_reply,
+)
+from gpu_server.wire.documents import ModelInfo
+
+log = logging.getLogger(__name__)
+
+MAX_ATTEMPTS = 2
+MAX_TOKENIZING = 4096
+Send = Callable[[bytes, list[Buffer]], None]
+Documents = Callable[[str], Tensors]
+
+
+class Service:
+    """Accepted requests from message to reply, over an injected clock and a `send(peer, frames)`.
+
+    documents: makes the outputs of `hello`, `status` and `metrics`. phase: what `model_loading` errors say.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        metrics: Metrics,
+        limits: Limits,
+        clock: Callable[[], float],
+        send: Send,
+        documents: Documents,
+        text: TextPool,
+        *,
+        default_deadline_s: float,
+        batches_in_flight: int,
+    ) -> None:
+        self.models: dict[str, ModelInfo] = {}
+        self.phase = "starting"
+        self.draining = False
+        self._tokenizers: dict[str, bytes] = {}
+        self._link: EngineLink | None = None
+        self._ledger = Ledger()
+        self._tokenizing: set[tuple[bytes, bytes]] = set()
+        self._scheduler = scheduler
+        self._metrics = metrics
+        self._limits = limits
+        self._clock = clock
+        self._send = send
+        self._documents = documents
+        self._text = text
+        self._default_deadline_s = default_deadline_s
+        self._batches_in_flight = batches_in_flight
+        self._operations: dict[str, Callable[[bytes, RequestHeader, Tensors], None]] = {
+            "infer": self._infer,
+            "cancel": self._cancel,
+            "tokenizer": self._tokenizer,
+            **dict.fromkeys(("hello", "status", "metrics"), self._document),
+        }
+
+    @property
+    def open_requests(self) -> int:
+        """Requests that still owe a reply."""
+        return len(self._ledger) + len(self._tokenizing)
+
+    def handle(self, peer: bytes, frames: Sequence[Buffer]) -> None:
+        """One message from a client; whatever it holds, it ends in a reply or a counted drop."""
+        try:
+            header, inputs = decode_request(frames, self._limits)
+        except ProtocolError as error:
+            self._refuse_malformed(peer, frames, error)
+            return
+        operation = self._operations.get(header.op)
+        try:
+            if operation is None:
+                raise UnsupportedOperation(f"operation {header.op!r} is not offered on this socket")
+            operation(peer, header, inputs)
+        except RemoteError as error:
+            self._reply_error(peer, header.id, error)
+
+    def engine_ready(self, link: EngineLink) -> None:
+        """Take a loaded engine into use; its models are served from now on."""
+        self._link = link
+        self.models = dict(link.models)
+        self._tokenizers = dict(link.tokenizers)
+        for info in self.models.values():
+            policy = Policy(info.max_batch_tokens, info.max_batch_items, info.padded)
+            self._scheduler.set_policy(info.name, policy)
+            self._metrics.model(info.name)
+            if info.text is not None:
+                self._text.add(info.text, link.tokenizers[info.name])
+
+    def engine_lost(self, link: EngineLink) -> None:
+        """Put the batches of a lost engine back, once; requests that were lost before are answered."""
+        if self._link is link:
+            self._link = None
+        for batch in link.batches.values():
+            for request in self._scheduler.requeue(batch):
+                request.attempts += 1
+                if request.attempts >= MAX_ATTEMPTS:
+                    self._fail(
+                        request, EngineCrashed("the engine process died while it ran this request, twice")
+                    )
+        link.batches.clear()
+
+    def dispatch(self) -> None:
+        """Give the engine what it can take now: a partial batch when it is idle, full ones ahead of that."""
+        link = self._link
+        if link is None:
+            return
+        while len(link.batches) < self._batches_in_flight:
+            batch = self._scheduler.next_batch(idle=not link.batches, models=link.models)
+            if batch is None:
+                return
+            now = self._clock()
+            for request, _, _ in batch.slices:
+                request.queue_us = max(request.queue_us, int((now - request.arrived) * 1e6))
+            batch.sent = now
+            link.send(batch)
+
+    def batch_done(self, batch: Batch, header: ReplyHeader, outputs: Tensors) -> None:
+        """Share a batch's answer out to its requests."""
+        compute_us = header.timing.compute_us if header.timing is not msgspec.UNSET else 0
+        self._count_batch(batch, compute_us)
+        self._scheduler.learn(batch, compute_us / 1e6)
+        if header.error is not msgspec.UNSET:
+            error = from_wire(header.error.code, header.error.message, header.error.details)
+            for request, _, _ in batch.slices:
+                self._fail(request, error)
+            return
+        if any(tensor.items != batch.items for tensor in outputs.values()):
+            wrong = ModelFailed("the model answered another number of items than it was given")
+            for request, _, _ in batch.slices:
+                self._fail(request, wrong)
+            return
+        at = 0
+        for request, start, stop in batch.slices:
+            if not request.closed:
+                request.compute_us += compute_us
+                request.largest = max(request.largest, (batch.items, batch.cost))
+                part = {name: tensor.slice(at, at + stop - start) for name, tensor in outputs.items()}
+                if header.item_errors:
+                    request.item_errors += _errors_between(
+                        header.item_errors, at, at + stop - start, start - at
+                    )
+                if request.take(start, part, stop - start):
+                    self._answer(request)
+            else:
+                self._metrics.dropped["late_result"] += 1
+            at += stop - start
+
+    def expire(self) -> None:
+        """Answer requests whose deadline has passed."""
+        for request in self._ledger.expired(self._clock()):
+            self._fail(request, DeadlineExceeded("the deadline passed before the answer was ready"))
+
+    def next_deadline(self) -> float | None:
+        """When `expire` may next have work, on the clock."""
+        return self._ledger.next_deadline()
+
+    def peer_gone(self, peer: bytes) -> None:
+        """Drop what a lost connection still waits for."""
+        for request in self._ledger.of_peer(peer):
+            self._close(request)
+        self._tokenizing = {key for key in self._tokenizing if key[0] != peer}
+
+    def fail_all(self, error: RemoteError) -> None:
+        """Answer every open request with an error."""
+        for request in self._ledger.all():
+            self._fail(request, error)
+        for peer, request_id in self._tokenizing:
+            self._reply_error(peer, request_id, error)
+        self._tokenizing.clear()
+
+    def _infer(self, peer: bytes, header: RequestHeader, inputs: Tensors) -> None:
+        if self.draining:
+            raise ShuttingDown("the server is stopping")
+        info = admission.find_model(header.model, self.models, self.phase)
+        if (peer, header.id) in self._ledger or (peer, header.id) in self._tokenizing:
+            raise InvalidRequest("this id is already outstanding on this connection")
+        now = self._clock()
+        deadline = now + (header.deadline_ms / 1e3 if header.deadline_ms else self._default_deadline_s)
+        if admission.takes_text(info, inputs):
+            self._tokenize(peer, header, inputs["text"], info, now, deadline)
+            return
+        self._admit(admission.build(header, inputs, info, peer=peer, arrived=now, deadline=deadline))
+
+    def _admit(self, request: Request) -> None:
+        self._scheduler.submit(request)
+        self._ledger.add(request)
+        metrics = self._metrics.models[request.model]
+        metrics.requests += 1
+        metrics.items += request.items
+
+    def _tokenize(
+        self,
+        peer: bytes,
+        header: RequestHeader,
+        text: Tensor,
+        info: ModelInfo,
+        arrived: float,
+        deadline: float,
+    ) -> None:
+        assert info.text is not None
+        if max(text.lengths()) > self._limits.max_text_bytes:
+            raise TooLarge(
+                f"a text exceeds max_text_bytes = {self._limits.max_text_bytes}", {"limit": "max_text_bytes"}
+            )
+        if len(self._tokenizing) >= MAX_TOKENIZING:
+            raise Overloaded("too many texts wait to be tokenised", {"retry_after_ms": 100})
+        options = admission.text_options(header.params)
+        self._tokenizing.add((peer, header.id))
+        finished = partial(self._tokenized, peer, header, info, arrived, deadline)
+        self._text.submit(info.text.digest, text.strings(), options, finished)
+
+    def _tokenized(
+        self,
+        peer: bytes,
+        header: RequestHeader,
+        info: ModelInfo,
+        arrived: float,
+        deadline: float,
+        outcome: Tensor | RemoteError,
+    ) -> None:
+        if (peer, header.id) not in self._tokenizing:
+            return
+        self._tokenizing.remove((peer, header.id))
+        try:
+            if isinstance(outcome, RemoteError):
+                raise outcome
+            inputs = {"input_ids": outcome}
+            self._admit(admission.build(header, inputs, info, peer=peer, arrived=arrived, deadline=deadline))
+        except RemoteError as error:
+            self._reply_error(peer, header.id, error)
+
+    def _cancel(self, peer: bytes, header: RequestHeader, inputs: Tensors) -> None:
+        if not header.target:
+            raise InvalidRequest("cancel needs a target")
+        request = self._ledger.get(peer, header.target)
+        cancelled = Cancelled("cancelled by the caller")
+        if request is not None:
+            self._fail(request, cancelled)
+        elif (peer, header.target) in self._tokenizing:
+            self._tokenizing.remove((peer, header.target))
+            self._reply_error(peer, header.target, cancelled)
+        self._send(peer, encode_reply(ReplyHeader(v=VERSION, id=header.id)))
+
+    def _tokenizer(self, peer: bytes, header: RequestHeader, inputs: Tensors) -> None:
+        info = admission.find_model(header.model, self.models, self.phase)
+        if info.text is None:
+            raise UnsupportedOperation(f"model {info.name!r} has no tokenizer")
+        reply = ReplyHeader(v=VERSION, id=header.id, model=info.name, version=info.version)
+        self._send(peer, encode_reply(reply, document("tokenizer", self._tokenizers[info.name])))
+
+    def _document(self, peer: bytes, header: RequestHeader, inputs: Tensors) -> None:
+        self._send(peer, encode_reply(ReplyHeader(v=VERSION, id=header.id), self._documents(header.op)))
+
+    def _answer(self, request: Request) -> None:
+        try:
+            outputs = request.outputs()
+        except ValueError as error:
+            self._fail(request, ModelFailed(str(error)))
+            return
+        errors = request.item_errors
+        if len(errors) == request.items:
+            self._fail(request, from_wire(errors[0].code, errors[0].message, {"item": errors[0].item}))
+            return
+        now = self._clock()
+        metrics = self._metrics.models[request.model]
+        metrics.success += 1
+        metrics.duration.observe(now - request.arrived)
+        reply = ReplyHeader(
+            v=VERSION,
+            id=request.id,
+            model=request.model,
+            version=self.models[request.model].version,
+            item_errors=tuple(errors),
+            timing=request.timing(now),
+        )
+        self._close(request)
+        self._send(request.peer, encode_reply(reply, outputs))
+
+    def _fail(self, request: Request, error: RemoteError) -> None:
+        if not request.closed:
+            self._close(request)
+            self._reply_error(request.peer, request.id, error)
+
+    def _close(self, request: Request) -> None:
+        self._scheduler.close(request)
+        self._ledger.remove(request)
+
+    def _reply_error(self, peer: bytes, request_id: bytes, error: RemoteError) -> None:
+        self._metrics.failures[error.code] += 1
+        self._send(peer, error_reply(request_id, error.code, error.message, error.retryable, error.details))
+
+    def _refuse_malformed(self, peer: bytes, frames: Sequence[Buffer], error: ProtocolError) -> None:
+        if len(frames) < 2 or len(frames[0]):
+            self._metrics.dropped["unreadable"] += 1
+            return
+        self._reply_error(peer, error.request_id, from_wire(error.code, str(error)))
+
+    def _count_batch(self, batch: Batch, compute_us: int) -> None:
+        metrics = self._metrics.models[batch.model]
+        metrics.batch_items.observe(batch.items)
+        metrics.batch_tokens.observe(batch.cost)
+        metrics.compute.observe(compute_us / 1e6)
+        metrics.queue.observe(batch.sent - min(request.arrived for request, _, _ in batch.slices))
+
+
+def _errors_between(errors: Sequence[ItemError], low: int, high: int, shift: int) -> list[ItemError]:
+    return [ItemError(e.item + shift, e.code, e.message) for e in errors if low <= e.item < high]

@@ -1,0 +1,58 @@
+"""Tokenising for clients that send text: a few threads beside the loop (the tokenizer releases the GIL)."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from gpu_server.errors import RemoteError
+from gpu_server.tokenizing import TextTokenizer
+from gpu_server.wire import Tensor
+from gpu_server.wire.documents import TextInfo
+
+THREADS = 2
+
+Finished = Callable[[Tensor | RemoteError], None]
+
+
+class TextPool:
+    """Turns texts into token ids off the loop's thread.
+
+    wake: called from a pool thread when a result waits for `collect`, which runs its callback on the loop's thread.
+    """
+
+    def __init__(self, wake: Callable[[], None]) -> None:
+        self._wake = wake
+        self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="tokenize")
+        self._tokenizers: dict[str, TextTokenizer] = {}
+        self._done: deque[tuple[Finished, Tensor | RemoteError]] = deque()
+
+    def add(self, info: TextInfo, tokenizer_json: bytes) -> None:
+        """Make a tokenizer known by its digest."""
+        self._tokenizers[info.digest] = TextTokenizer(tokenizer_json, info)
+
+    def submit(self, digest: str, texts: Sequence[str], options: dict[str, Any], finished: Finished) -> None:
+        """Tokenise `texts`; `finished` gets the ragged i32 ids or the error, on the loop's thread."""
+        self._pool.submit(self._work, self._tokenizers[digest], texts, options, finished)
+
+    def collect(self) -> None:
+        """Run the callbacks of what has finished."""
+        while self._done:
+            finished, outcome = self._done.popleft()
+            finished(outcome)
+
+    def close(self) -> None:
+        """Stop after what is running."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _work(
+        self, tokenizer: TextTokenizer, texts: Sequence[str], options: dict[str, Any], finished: Finished
+    ) -> None:
+        try:
+            outcome: Tensor | RemoteError = Tensor.from_rows(tokenizer.encode(texts, **options), "i32")
+        except RemoteError as error:
+            outcome = error
+        self._done.append((finished, outcome))
+        self._wake()

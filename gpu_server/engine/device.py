@@ -1,0 +1,63 @@
+"""The device: which one, how torch is set for serving, and which errors mean that it is lost to this process."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from gpu_server.errors import ConfigError
+
+
+def choose(wanted: str) -> torch.device:
+    """The device to serve on: `auto` is the first GPU, else the CPU. Raises ConfigError on one that is not there."""
+    if wanted == "auto":
+        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(wanted)
+    except RuntimeError:
+        raise ConfigError(f"device {wanted!r} is not one torch knows (cuda, cuda:N, cpu)") from None
+    if device.type == "cuda":
+        count = torch.cuda.device_count()
+        if (device.index or 0) >= count:
+            raise ConfigError(f"device {wanted!r} is not there: torch sees {count} CUDA devices")
+        return torch.device("cuda", device.index or 0)
+    return device
+
+
+def prepare(device: torch.device, threads: int) -> None:
+    """Settle torch for serving: thread count, no gradients, and no cuDNN attention.
+
+    cuDNN attention plans anew for each shape (about 62 ms and host memory that stays), which padded and user models
+    meet with every new batch; set GPU_SERVER_CUDNN_ATTENTION=1 to keep it.
+    """
+    torch.set_num_threads(threads or os.cpu_count() or 1)
+    torch.set_grad_enabled(False)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        torch.backends.cuda.enable_cudnn_sdp(os.environ.get("GPU_SERVER_CUDNN_ATTENTION") == "1")
+
+
+def describe(device: torch.device) -> str:
+    """The device for people: `cuda:0 (NVIDIA H200)` or `cpu`."""
+    return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that the device's memory was not enough for this batch."""
+    return isinstance(error, torch.OutOfMemoryError)
+
+
+def is_lost(error: BaseException) -> bool:
+    """Whether an error leaves the CUDA context unusable: every later call in this process would fail too."""
+    if is_out_of_memory(error):
+        return False
+    return isinstance(error, torch.AcceleratorError) or (
+        isinstance(error, RuntimeError) and str(error).startswith("CUDA error")
+    )
+
+
+def release_memory(device: torch.device) -> None:
+    """Give cached blocks back to the device after an out-of-memory error."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()

@@ -1,0 +1,142 @@
+"""From a model spec to a loaded, warmed model: finds the class, loads it on the device, checks what it declares."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import inspect
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gpu_server import source
+from gpu_server.engine.runner import Runner
+from gpu_server.errors import ConfigError, ModelClassError
+from gpu_server.models.base import Model
+from gpu_server.wire.documents import InputInfo, ModelInfo
+from gpu_server.wire.events import EngineSpec, ModelSpec
+from gpu_server.wire.tensor import ITEMSIZE, Tensor
+
+Progress = Callable[[str, float], None]
+
+_OPTIONAL = ("collate", "split", "example", "warm_up", "describe", "tokenizer_json")
+_ATTRIBUTES = (
+    "inputs", "params", "cost", "padded", "check_finite", "max_batch_tokens", "max_batch_items",
+)  # fmt: skip
+
+
+class LoadedModel:
+    """A model that can run, with its facts."""
+
+    def __init__(self, model: Model, runner: Runner, info: ModelInfo) -> None:
+        self.model = model
+        self.runner = runner
+        self.info = info
+
+
+def load(spec: ModelSpec, engine: EngineSpec, device: torch.device, progress: Progress) -> LoadedModel:
+    """Load and warm one model; `progress(phase, done)` gets a part of 1. Raises ConfigError or what the model raises."""
+    progress(f"loading {spec.name}", 0.0)
+    model = _make(spec)
+    model.load(device)
+    info = _describe(model, spec, engine, device)
+    runner = Runner(model, device)
+    progress(f"warming up {spec.name}", 0.6)
+
+    def run(inputs: dict[str, Tensor]) -> None:
+        runner.run(inputs)
+
+    model.warm_up(run)
+    return LoadedModel(model, runner, info)
+
+
+def _make(spec: ModelSpec) -> Model:
+    if source.kind_of(spec.source) != "class":
+        from gpu_server.models.text.embedding import EmbeddingModel
+
+        return EmbeddingModel(
+            spec.source,
+            revision=spec.revision,
+            dtype=spec.dtype,
+            pooling=spec.pooling,
+            max_length=spec.max_length,
+        )
+    source.search_current_folder()
+    module, _, name = spec.source.partition(":")
+    made = getattr(importlib.import_module(module), name, None)
+    if not inspect.isclass(made):
+        raise ModelClassError(f"{spec.source}: {name!r} is not a class of module {module!r}")
+    for verb in ("load", "forward"):
+        if not callable(getattr(made, verb, None)):
+            raise ModelClassError(f"{spec.source}: class {name!r} has no method {verb}()")
+    return _complete(made())
+
+
+def _complete(model: Any) -> Model:
+    """Lend a class that does not inherit from `Model` the parts it left out."""
+    if isinstance(model, Model):
+        return model
+    for name in _OPTIONAL:
+        if not hasattr(model, name):
+            setattr(model, name, types.MethodType(getattr(Model, name), model))
+    for name in _ATTRIBUTES:
+        if not hasattr(model, name):
+            setattr(model, name, getattr(Model, name))
+    completed: Model = model
+    return completed
+
+
+def _describe(model: Model, spec: ModelSpec, engine: EngineSpec, device: torch.device) -> ModelInfo:
+    info = ModelInfo(
+        name=spec.name,
+        version=_version(spec),
+        source=spec.source or source.DEFAULT_NAME,
+        device=str(device),
+        inputs=tuple(_input(spec, name, *declared) for name, declared in model.inputs.items()),
+        params=dict(model.params),
+        cost=model.cost,
+        padded=model.padded,
+        max_batch_tokens=spec.max_batch_tokens or model.max_batch_tokens or engine.max_batch_tokens,
+        max_batch_items=spec.max_batch_items or model.max_batch_items or engine.max_batch_items,
+    )
+    model.describe(info)
+    _check_cost(info)
+    return info
+
+
+def _input(spec: ModelSpec, name: str, dtype: str, shape: tuple[int, ...]) -> InputInfo:
+    if dtype not in ITEMSIZE:
+        raise ConfigError(f"{spec.source}: input {name!r} has dtype {dtype!r}; known: {', '.join(ITEMSIZE)}")
+    if any(d < 0 for d in shape[1:]) or (shape and shape[0] < -1):
+        raise ConfigError(f"{spec.source}: input {name!r} has shape {shape}; only the first may be −1")
+    return InputInfo(name, dtype, tuple(shape))
+
+
+def _check_cost(info: ModelInfo) -> None:
+    if isinstance(info.cost, int):
+        if info.cost < 1:
+            raise ConfigError(f"{info.source}: cost is {info.cost}; it must be at least 1")
+    elif not any(i.name == info.cost and i.shape[:1] == (-1,) for i in info.inputs):
+        raise ConfigError(
+            f"{info.source}: cost names {info.cost!r}, which is not a declared input of any length"
+        )
+
+
+def _version(spec: ModelSpec) -> str:
+    """A short digest of what was loaded: the sizes and times of a folder's or module's files, or the hub revision."""
+    kind = source.kind_of(spec.source)
+    seen = [spec.source, spec.revision, spec.dtype, spec.pooling, str(spec.max_length)]
+    if kind == "class":
+        path = inspect.getsourcefile(importlib.import_module(spec.source.partition(":")[0]))
+        seen += _stamps([Path(path)]) if path else []
+    elif kind == "folder":
+        folder = Path(spec.source).expanduser()
+        seen += _stamps(sorted(p for p in folder.rglob("*") if p.is_file()))
+    return hashlib.sha256("\0".join(seen).encode()).hexdigest()[:12]
+
+
+def _stamps(paths: list[Path]) -> list[str]:
+    return [f"{p.name} {p.stat().st_size} {p.stat().st_mtime_ns}" for p in paths]

@@ -1,0 +1,105 @@
+"""The engine process from its first line to its exit: tell the daemon each step, load, warm, serve."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import sys
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import zmq
+
+from gpu_server import endpoint as endpoints
+from gpu_server import logs
+from gpu_server.engine import parent
+from gpu_server.errors import ConfigError, DeviceLost, EngineStartFailed, GPUServerError, MissingDependency
+from gpu_server.wire.events import EngineSpec, Event, pack, unpack_spec
+
+log = logging.getLogger(__name__)
+
+
+def main(spec_bytes: bytes, pipe: Connection) -> None:
+    """Serve as the spec says until the daemon goes; exits the process, never returns an error."""
+    parent.kill_with_parent()
+    spec = unpack_spec(spec_bytes)
+    socket_path = endpoints.ipc_path(spec.endpoint)
+    parent.die_with_parent(pipe, lambda: _unlink(socket_path))
+    logs.setup(spec.log_level, spec.log_format, "engine")
+    try:
+        _serve(spec, pipe)
+    except Exception as error:  # noqa: BLE001 - the process boundary: every end is told to the daemon
+        sys.exit(_report(pipe, error))
+
+
+def _serve(spec: EngineSpec, pipe: Connection) -> None:
+    def progress(phase: str, done: float, device: str = "") -> None:
+        pipe.send_bytes(pack(Event(kind="progress", phase=phase, progress=done, device=device)))
+
+    progress("importing torch", 0.02)
+    if importlib.util.find_spec("torch") is None:
+        raise MissingDependency("torch is not installed: pip install 'gpu-server-daemon[server]'")
+    from gpu_server.engine import device as devices
+    from gpu_server.engine.loader import LoadedModel, load
+    from gpu_server.engine.server import EngineServer
+
+    device = devices.choose(spec.device)
+    devices.prepare(device, spec.threads)
+    name = devices.describe(device)
+    progress("device ready", 0.15, name)
+    models: dict[str, LoadedModel] = {}
+    share = 0.85 / len(spec.models)
+    for number, model in enumerate(spec.models):
+
+        def loading(phase: str, done: float, base: float = 0.15 + number * share) -> None:
+            progress(phase, base + done * share)
+
+        models[model.name] = load(model, spec, device, loading)
+    with zmq.Context() as context, context.socket(zmq.ROUTER) as socket:
+        socket.linger = 0
+        socket.sndhwm = socket.rcvhwm = 0
+        os.umask(0o177)
+        socket.bind(spec.endpoint)
+        infos = tuple(loaded.info for loaded in models.values())
+        pipe.send_bytes(pack(Event(kind="ready", progress=1.0, device=name, models=infos)))
+        EngineServer(socket, models, in_flight=spec.batches_in_flight, max_bytes=spec.max_batch_bytes).serve()
+
+
+def _report(pipe: Connection, error: Exception) -> int:
+    """Tell the daemon why this engine ends, and choose the exit code that says the same."""
+    if isinstance(error, GPUServerError):
+        message = str(error).partition("\n")[0]
+    else:
+        message = f"{type(error).__name__}: {error}".partition("\n")[0] + _where(error)
+        log.debug("engine failed", exc_info=error)
+    code = error.exit_code if isinstance(error, ConfigError) else EngineStartFailed.exit_code
+    device_failed = _device_failed(error)
+    event = Event(kind="failed", message=message, exit_code=code, permanent=not device_failed)
+    with suppress(OSError):
+        pipe.send_bytes(pack(event))
+    return DeviceLost.exit_code if device_failed else code
+
+
+def _device_failed(error: Exception) -> bool:
+    """Whether a fresh process may do better: the device was lost or full, the model is not at fault."""
+    devices = sys.modules.get("gpu_server.engine.device")
+    return isinstance(error, DeviceLost) or (
+        devices is not None and bool(devices.is_lost(error) or devices.is_out_of_memory(error))
+    )
+
+
+def _where(error: Exception) -> str:
+    """File and line of the innermost frame, for errors out of a user's own code."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None:
+        return ""
+    return f" ({Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno})"
+
+
+def _unlink(path: Path | None) -> None:
+    if path is not None:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,113 @@
+"""The engine's request/reply socket: one thread that receives batches, keeps two on the device, and replies."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Mapping
+
+import zmq
+
+from gpu_server.engine.loader import LoadedModel
+from gpu_server.engine.runner import Pending
+from gpu_server.errors import InternalError, ModelNotFound, ProtocolError, RemoteError, UnsupportedOperation
+from gpu_server.wire import (
+    VERSION,
+    Buffer,
+    Limits,
+    ReplyHeader,
+    RequestHeader,
+    Tensors,
+    Timing,
+    decode_request,
+    document,
+    encode_reply,
+    error_reply,
+)
+
+MAX_BATCH_ITEMS = 1 << 20
+
+
+class EngineServer:
+    """Serves loaded models to the daemon. All device work happens in the thread that calls `serve`."""
+
+    def __init__(
+        self, socket: zmq.Socket[bytes], models: Mapping[str, LoadedModel], *, in_flight: int, max_bytes: int
+    ) -> None:
+        self._socket = socket
+        self._models = models
+        self._in_flight = in_flight
+        self._limits = Limits(
+            max_frame_bytes=max_bytes, max_request_bytes=max_bytes, max_items=MAX_BATCH_ITEMS
+        )
+        self._pending: deque[tuple[bytes, RequestHeader, Pending]] = deque()
+        self._last_end = 0.0
+
+    def serve(self) -> None:
+        """Run until the process ends. The next batch is enqueued before the last one is waited for."""
+        while True:
+            frames = self._receive(wait=not self._pending)
+            if frames is not None:
+                self._accept(frames[0], frames[1:])
+            if self._pending and (
+                frames is None or len(self._pending) >= self._in_flight or self._pending[0][2].ready()
+            ):
+                self._reply(*self._pending.popleft())
+
+    def _receive(self, *, wait: bool) -> list[bytes] | None:
+        try:
+            return self._socket.recv_multipart(0 if wait else zmq.NOBLOCK)
+        except zmq.Again:
+            return None
+
+    def _accept(self, peer: bytes, frames: list[bytes]) -> None:
+        try:
+            header, inputs = decode_request(frames, self._limits)
+            self._run(peer, header, inputs)
+        except ProtocolError as error:
+            self._send(peer, error_reply(error.request_id, error.code, str(error)))
+
+    def _run(self, peer: bytes, header: RequestHeader, inputs: Tensors) -> None:
+        loaded = self._models.get(header.model)
+        try:
+            if loaded is None:
+                raise ModelNotFound(f"model {header.model!r} is not loaded here")
+            if header.op == "infer" and inputs:
+                self._pending.append((peer, header, loaded.runner.enqueue(inputs, header.params)))
+            elif header.op == "tokenizer":
+                data = loaded.model.tokenizer_json()
+                if data is None:
+                    raise InternalError(f"model {header.model!r} gave no tokenizer")
+                self._send(
+                    peer, encode_reply(ReplyHeader(v=VERSION, id=header.id), document("tokenizer", data))
+                )
+            else:
+                raise UnsupportedOperation(f"operation {header.op!r} is not offered on the engine's socket")
+        except RemoteError as error:
+            self._send(
+                peer, error_reply(header.id, error.code, error.message, error.retryable, error.details)
+            )
+
+    def _reply(self, peer: bytes, header: RequestHeader, pending: Pending) -> None:
+        try:
+            outputs, item_errors = pending.wait()
+        except RemoteError as error:
+            self._timing(pending)
+            self._send(
+                peer, error_reply(header.id, error.code, error.message, error.retryable, error.details)
+            )
+            return
+        reply = ReplyHeader(
+            v=VERSION, id=header.id, item_errors=tuple(item_errors), timing=self._timing(pending)
+        )
+        self._send(peer, encode_reply(reply, outputs))
+
+    def _timing(self, pending: Pending) -> Timing:
+        """The batch's own time on the device: from its start, or from the end of the one before it."""
+        now = time.perf_counter()
+        seconds = now - max(pending.started, self._last_end)
+        self._last_end = now
+        return Timing(compute_us=int(seconds * 1e6))
+
+    def _send(self, peer: bytes, frames: list[Buffer]) -> None:
+        self._socket.send_multipart([peer, *frames], copy=False)

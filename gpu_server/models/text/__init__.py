@@ -1,0 +1,1 @@
+"""The built-in text model: any Hugging Face encoder, run without padding. Importable without torch."""

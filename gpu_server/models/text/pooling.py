@@ -1,0 +1,21 @@
+"""From token vectors to one vector an item."""
+
+from __future__ import annotations
+
+import torch
+
+from gpu_server.models.text.batch import Layout
+from gpu_server.models.text.checkpoint import Pooling
+
+
+def pool(hidden: torch.Tensor, layout: Layout, pooling: Pooling) -> torch.Tensor:
+    """Pool flat hidden states `[tokens, dim]` of any dtype to float32 `[items, dim]`."""
+    offsets = layout.offsets
+    if pooling == "cls":
+        return hidden.index_select(0, offsets[:-1]).float()
+    if pooling == "lasttoken":
+        return hidden.index_select(0, offsets[1:] - 1).float()
+    # unsafe skips a check of the offsets that would wait for the device.
+    return torch.segment_reduce(
+        hidden.float(), "mean", offsets=offsets.long(), axis=0, unsafe=True, initial=0
+    )

@@ -1,0 +1,96 @@
+"""Whether a loaded encoder may run packed: it must give each sequence what it gives it alone, whatever stands beside it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from gpu_server.errors import EngineStartFailed
+from gpu_server.models.text.batch import Batch
+from gpu_server.models.text.encoder import Encoder
+
+_TOLERANCE = {torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+# Longer windows are not probed: on a CPU that would cost more than the rest of the start.
+_LONGEST_PROBE = 512
+_NEIGHBOUR = 1
+
+
+@torch.inference_mode()
+def choose(encoder: Encoder, max_length: int) -> None:
+    """Set the encoder to packed where that is right, else to padded.
+
+    Raises EngineStartFailed if the model gives no finite numbers in its dtype, or is wrong in a padded batch too.
+    """
+    lengths = _lengths(encoder, max_length)
+    ids = _random_ids(encoder, int(lengths.sum()))
+    encoder.use("padded")
+    alone = [encoder(one) for one in _each(encoder, ids, lengths)]
+    dtype = str(encoder.dtype).removeprefix("torch.")
+    if not all(bool(torch.isfinite(rows).all()) for rows in alone):
+        raise EngineStartFailed(f"the model overflows in {dtype}: set dtype to bfloat16 or float32")
+    if _packs(encoder, ids, lengths, alone):
+        return
+    encoder.use("padded")
+    if not _agrees(encoder(encoder.pack(ids, lengths)), alone):
+        raise EngineStartFailed(f"the model does not give the same numbers in a batch as alone ({dtype})")
+
+
+def _packs(
+    encoder: Encoder, ids: NDArray[np.int32], lengths: NDArray[np.int64], alone: list[torch.Tensor]
+) -> bool:
+    try:
+        encoder.use("packed")
+        packed = encoder(encoder.pack(ids, lengths))
+        changed = encoder(encoder.pack(_with_other_neighbour(encoder, ids, lengths), lengths))
+    except (RuntimeError, TypeError, ValueError):
+        return False
+    return _agrees(packed, alone) and _isolated(packed, changed, lengths)
+
+
+def _agrees(flat: torch.Tensor, alone: list[torch.Tensor]) -> bool:
+    """Compared sequence by sequence: in one norm over all, a long one would hide a short one."""
+    pairs = zip(torch.split(flat, [len(rows) for rows in alone]), alone, strict=True)
+    return all(_distance(got, want) <= _TOLERANCE[flat.dtype] for got, want in pairs)
+
+
+def _isolated(packed: torch.Tensor, changed: torch.Tensor, lengths: NDArray[np.int64]) -> bool:
+    """Other tokens in one sequence must not move the others, by far less than rounding allows `_agrees`.
+
+    This finds layers that mix tokens without going through the attention function, however little they do.
+    """
+    pairs = zip(*(torch.split(flat, lengths.tolist()) for flat in (packed, changed)), strict=True)
+    others = [pair for i, pair in enumerate(pairs) if i != _NEIGHBOUR]
+    return all(_distance(after, before) <= _TOLERANCE[packed.dtype] / 100 for before, after in others)
+
+
+def _distance(got: torch.Tensor, want: torch.Tensor) -> float:
+    """Norm of the difference over the norm; NaN, which no limit admits, if either holds one."""
+    return float((got.float() - want.float()).norm() / want.float().norm().clamp_min(1e-12))
+
+
+def _lengths(encoder: Encoder, max_length: int) -> NDArray[np.int64]:
+    window = getattr(encoder.model.config.get_text_config(), "sliding_window", None) or 0
+    over_window = window + 9 if window + 9 <= _LONGEST_PROBE else 11
+    return np.array([min(n, max_length) for n in (5, 19, 1, over_window)])
+
+
+def _random_ids(encoder: Encoder, count: int, seed: int = 0) -> NDArray[np.int32]:
+    ids = np.random.default_rng(seed).integers(0, encoder.vocab_size - 1, count, dtype=np.int32)
+    return ids + (ids >= encoder.pad_id)
+
+
+def _with_other_neighbour(
+    encoder: Encoder, ids: NDArray[np.int32], lengths: NDArray[np.int64]
+) -> NDArray[np.int32]:
+    start, stop = lengths[:_NEIGHBOUR].sum(), lengths[: _NEIGHBOUR + 1].sum()
+    changed: NDArray[np.int32] = ids.copy()
+    changed[start:stop] = _random_ids(encoder, int(stop - start), seed=1)
+    return changed
+
+
+def _each(encoder: Encoder, ids: NDArray[np.int32], lengths: NDArray[np.int64]) -> list[Batch]:
+    rows: list[Any] = np.split(ids, np.cumsum(lengths)[:-1])
+    return [encoder.pack(row, lengths[i : i + 1]) for i, row in enumerate(rows)]

