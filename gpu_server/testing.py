@@ -176,7 +176,9 @@ class FakeServer:
             try:
                 header, inputs = decode_request(frames, self.limits)
             except ProtocolError as error:
-                self._done.append([peer, *error_reply(error.request_id, error.code, str(error))])
+                self._done.append(
+                    [peer, *error_reply(error.request_id, error.code, str(error), details=error.details)]
+                )
                 continue
             self.requests[header.op] = self.requests.get(header.op, 0) + 1
             if header.op == "infer":

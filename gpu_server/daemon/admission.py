@@ -85,7 +85,9 @@ def _check_params(given: Mapping[str, Any], info: ModelInfo) -> dict[str, Any]:
             params[name] = value
         elif info.text is None or name not in TEXT_PARAMS:
             known = ", ".join(info.params) or "none"
-            raise InvalidRequest(f"model {info.name!r} has no parameter {name!r}; it has: {known}", {"field": name})
+            raise InvalidRequest(
+                f"model {info.name!r} has no parameter {name!r}; it has: {known}", {"field": name}
+            )
     return params
 
 

@@ -14,7 +14,15 @@ import zmq
 from gpu_server.daemon.request import Batch
 from gpu_server.daemon.spawn import run_engine
 from gpu_server.errors import ProtocolError
-from gpu_server.wire import VERSION, ReplyHeader, RequestHeader, Tensors, decode_reply, encode_request
+from gpu_server.wire import (
+    MAX_BATCH_HEADER_BYTES,
+    VERSION,
+    ReplyHeader,
+    RequestHeader,
+    Tensors,
+    decode_reply,
+    encode_request,
+)
 from gpu_server.wire.documents import EngineStatus, ModelInfo
 from gpu_server.wire.events import EngineSpec, Event, pack, unpack_event
 
@@ -73,7 +81,8 @@ class EngineLink:
         key = batch.id.to_bytes(8, "little")
         header = RequestHeader(v=VERSION, id=key, op="infer", model=batch.model, params=batch.params)
         self.batches[key] = batch
-        self.socket.send_multipart(encode_request(header, batch.inputs()), zmq.NOBLOCK, copy=False)
+        frames = encode_request(header, batch.inputs(), MAX_BATCH_HEADER_BYTES)
+        self.socket.send_multipart(frames, zmq.NOBLOCK, copy=False)
 
     def receive(self, done: BatchDone) -> None:
         """Read all answers that have come; `done` is called for each batch."""

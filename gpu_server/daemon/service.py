@@ -334,7 +334,7 @@ class Service:
         if len(frames) < 2 or len(frames[0]):
             self._metrics.dropped["unreadable"] += 1
             return
-        self._reply_error(peer, error.request_id, from_wire(error.code, str(error)))
+        self._reply_error(peer, error.request_id, from_wire(error.code, str(error), error.details))
 
     def _count_batch(self, batch: Batch, compute_us: int) -> None:
         metrics = self._metrics.models[batch.model]

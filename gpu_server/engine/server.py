@@ -12,6 +12,7 @@ from gpu_server.engine.loader import LoadedModel
 from gpu_server.engine.runner import Pending
 from gpu_server.errors import InternalError, ModelNotFound, ProtocolError, RemoteError, UnsupportedOperation
 from gpu_server.wire import (
+    MAX_BATCH_HEADER_BYTES,
     VERSION,
     Buffer,
     Limits,
@@ -62,10 +63,10 @@ class EngineServer:
 
     def _accept(self, peer: bytes, frames: list[bytes]) -> None:
         try:
-            header, inputs = decode_request(frames, self._limits)
+            header, inputs = decode_request(frames, self._limits, MAX_BATCH_HEADER_BYTES)
             self._run(peer, header, inputs)
         except ProtocolError as error:
-            self._send(peer, error_reply(error.request_id, error.code, str(error)))
+            self._send(peer, error_reply(error.request_id, error.code, str(error), details=error.details))
 
     def _run(self, peer: bytes, header: RequestHeader, inputs: Tensors) -> None:
         loaded = self._models.get(header.model)
