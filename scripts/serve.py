@@ -57,10 +57,10 @@ def _serve(daemon: subprocess.Popen[bytes], web: subprocess.Popen[bytes], url: s
         time.sleep(0.1)
     if check:
         return _check(url)
+    print(f"\nServing on {url}; Ctrl-C stops. Try:")
     print(
-        f"\nServing on {url} — try:\n  curl {url}/embed -H 'content-type: application/json' -d '{{\"inputs\": \"Hello\"}}'"
+        f"""  curl {url}/embed -H 'content-type: application/json' -d '{{"inputs": "Hello"}}'""", flush=True
     )
-    print("Ctrl-C stops.", flush=True)
     while True:
         for process in (daemon, web):
             try:
@@ -77,9 +77,8 @@ def _check(url: str) -> int:
     similarity = sum(a * b for a, b in zip(first, second, strict=True)) / (
         math.hypot(*first) * math.hypot(*second)
     )
-    print(
-        f"{url}/embed answered {len(first)} dimensions; similarity of {SENTENCES[0]!r} and {SENTENCES[1]!r}: {similarity:.4f}"
-    )
+    print(f"{url}/embed answered {len(first)} dimensions")
+    print(f"similarity of {SENTENCES[0]!r} and {SENTENCES[1]!r}: {similarity:.4f}")
     return 0
 
 

@@ -43,6 +43,7 @@ def load(spec: ModelSpec, engine: EngineSpec, device: torch.device, progress: Pr
     model = _make(spec)
     model.load(device)
     info = _describe(model, spec, engine, device)
+    model.max_batch_tokens, model.max_batch_items = info.max_batch_tokens, info.max_batch_items
     runner = Runner(model, device)
     progress(f"warming up {spec.name}", 0.6)
 

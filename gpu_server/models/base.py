@@ -13,19 +13,21 @@ if TYPE_CHECKING:
     import torch
 
 Outputs = Any
-"""A torch tensor `[items, …]`, a list of one tensor per item (ragged), a list of str or bytes, or a dict of those by name."""
+"""A torch tensor `[items, …]`, a list of a tensor per item (ragged), a list of str or bytes, or a dict of those."""
 
 
 class Model:
     """A model that the engine process holds; only `load` and `forward` must be written.
 
     Class attributes, all optional:
-      inputs: what one item holds, `{"x": ("f32", (3, 224, 224))}`; −1 first in the shape means any length. Checked before queueing.
+      inputs: what one item holds, `{"x": ("f32", (3, 224, 224))}`; −1 first in the shape means any length. Requests are
+        checked against it before they are queued.
       cost: what one item adds to a batch: an int, or the name of the ragged input whose length counts (as tokens do).
       params: what a request may set, name to default; `forward(batch, **params)` gets them, and a batch shares them.
       padded: True if `forward` pads, so that a batch costs items × longest and not the sum.
       check_finite: True makes a row with NaN or infinity an error of its item.
-      max_batch_tokens, max_batch_items: most a batch may cost and hold; None means the server's setting.
+      max_batch_tokens, max_batch_items: most a batch may cost and hold; None means the server's setting. After `load`
+        they hold what is in force.
     """
 
     inputs: ClassVar[Mapping[str, tuple[str, tuple[int, ...]]]] = {}

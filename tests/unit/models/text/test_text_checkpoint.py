@@ -1,0 +1,176 @@
+"""What is read from a model folder, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sentence_transformers import SentenceTransformer
+from tokenizers import Tokenizer
+
+from gpu_server.errors import ConfigError, ModelFolderMissing
+from gpu_server.models.text.checkpoint import read
+
+
+def edit(path: Path, **changes: Any) -> None:
+    value = json.loads(path.read_text()) if path.is_file() else {}
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps({**value, **changes}))
+
+
+def test_a_sentence_transformers_folder(make_model: Callable[..., Path]) -> None:
+    folder = make_model("bert", pooling="cls", normalize=True)
+    edit(
+        folder / "config_sentence_transformers.json",
+        prompts={"query": "query: "},
+        default_prompt_name="query",
+    )
+    facts = read(folder)
+    assert (facts.pooling, facts.normalize, facts.max_length) == ("cls", True, 100)
+    assert (facts.prompts, facts.default_prompt) == ({"query": "query: "}, "query")
+    assert facts.tokenizer_json == (folder / "tokenizer.json").read_bytes()
+    assert (facts.stored_dtype, facts.folder) == ("float32", folder)
+
+
+def test_a_plain_folder_is_mean_pooled_and_not_normalized(make_model: Callable[..., Path]) -> None:
+    facts = read(make_model("bert"))
+    assert (facts.pooling, facts.normalize, facts.prompts, facts.default_prompt) == ("mean", False, {}, "")
+
+
+@pytest.mark.parametrize(
+    ("changes", "pooling"),
+    [
+        ({"architectures": ["Qwen3ForCausalLM"]}, "lasttoken"),
+        ({"architectures": ["Qwen3ForCausalLM"], "is_causal": False}, "mean"),
+        ({"architectures": ["Qwen3Model"]}, "mean"),
+    ],
+)
+def test_default_pooling_is_that_of_sentence_transformers(
+    make_model: Callable[..., Path], changes: dict[str, Any], pooling: str
+) -> None:
+    folder = make_model("qwen3")
+    edit(folder / "config.json", **changes)
+    theirs = SentenceTransformer(str(folder), device="cpu")
+    assert read(folder).pooling == pooling == theirs[1].pooling_mode
+
+
+def test_pooling_config_of_newer_sentence_transformers(make_model: Callable[..., Path]) -> None:
+    folder = make_model("bert", pooling="mean")
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode": "lasttoken"}))
+    assert read(folder).pooling == "lasttoken"
+
+
+@pytest.mark.parametrize(
+    ("family", "saved", "tokenizer", "positions", "want"),
+    [
+        ("bert", None, None, 130, 130),
+        ("bert", 64, 100, 130, 64),
+        ("bert", 100, 64, 130, 100),
+        ("bert", None, 64, 130, 64),
+        ("bert", 512, None, 130, 130),
+        ("bert", None, int(1e30), 130, 130),
+        ("nomic_bert", None, None, 0, 512),
+    ],
+)
+def test_max_length(
+    make_model: Callable[..., Path],
+    family: str,
+    saved: int | None,
+    tokenizer: int | None,
+    positions: int,
+    want: int,
+) -> None:
+    folder = make_model(family)
+    edit(folder / "config.json", max_position_embeddings=positions)
+    edit(folder / "sentence_bert_config.json", max_seq_length=saved)
+    if tokenizer:
+        edit(folder / "tokenizer_config.json", model_max_length=tokenizer)
+    assert read(folder).max_length == want
+
+
+def test_the_transformer_may_be_in_a_folder_of_its_own(
+    make_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = make_model("bert", pooling="mean")
+    inner = folder / "0_Transformer"
+    inner.mkdir()
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "sentence_bert_config.json"):
+        (folder / name).rename(inner / name)
+    modules = json.loads((folder / "modules.json").read_text())
+    modules[0]["path"] = "0_Transformer"
+    (folder / "modules.json").write_text(json.dumps(modules))
+    facts = read(folder)
+    assert (facts.folder, facts.max_length, facts.pooling) == (inner, 100, "mean")
+
+
+def test_lower_casing_goes_into_the_tokenizer(make_model: Callable[..., Path]) -> None:
+    folder = make_model("bert", pooling="mean")
+    assert Tokenizer.from_str(read(folder).tokenizer_json.decode()).encode("W7").ids == [1, 3, 2]
+    edit(folder / "sentence_bert_config.json", do_lower_case=True)
+    assert Tokenizer.from_str(read(folder).tokenizer_json.decode()).encode("W7").ids == [1, 11, 2]
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "config.json", "1_Pooling/config.json"])
+def test_a_missing_file_is_named(make_model: Callable[..., Path], name: str) -> None:
+    folder = make_model("bert", pooling="mean")
+    (folder / name).unlink()
+    with pytest.raises(ModelFolderMissing, match=name):
+        read(folder)
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "named"),
+    [
+        ("1_Pooling/config.json", {"pooling_mode_max_tokens": True}, r"mean\+max"),
+        ("1_Pooling/config.json", {"pooling_mode": "weightedmean"}, "weightedmean"),
+        ("1_Pooling/config.json", {"include_prompt": False}, "include_prompt"),
+        ("sentence_bert_config.json", {"transformer_task": "fill-mask"}, "fill-mask"),
+    ],
+)
+def test_a_setting_that_cannot_be_honoured_is_refused(
+    make_model: Callable[..., Path], file: str, changes: dict[str, Any], named: str
+) -> None:
+    folder = make_model("bert", pooling="mean")
+    edit(folder / file, **changes)
+    with pytest.raises(ConfigError, match=named):
+        read(folder)
+
+
+@pytest.mark.parametrize(
+    "kinds",
+    [
+        ["sentence_transformers.models.Transformer"],
+        ["sentence_transformers.models.Transformer", "sentence_transformers.models.Pooling",
+         "sentence_transformers.models.Dense"],
+        ["custom_st.Transformer", "sentence_transformers.models.Pooling"],
+        ["sentence_transformers.models.Pooling", "sentence_transformers.models.Transformer"],
+    ],
+)  # fmt: skip
+def test_other_modules_are_refused(make_model: Callable[..., Path], kinds: list[str]) -> None:
+    folder = make_model("bert", pooling="mean")
+    (folder / "modules.json").write_text(
+        json.dumps([{"path": str(i), "type": k} for i, k in enumerate(kinds)])
+    )
+    with pytest.raises(ConfigError, match=r"modules\.json"):
+        read(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("config.json", "{"), ("config.json", "[]"), ("modules.json", "{}")]
+)
+def test_a_broken_file_is_named(make_model: Callable[..., Path], name: str, text: str) -> None:
+    folder = make_model("bert")
+    (folder / name).write_text(text)
+    with pytest.raises(ConfigError, match=name):
+        read(folder)
+
+
+def test_importable_without_torch() -> None:
+    import subprocess
+    import sys
+
+    code = "import sys, gpu_server.models.text.checkpoint, gpu_server.models.text.source; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=30)

@@ -1,0 +1,188 @@
+"""Every family gives each sequence in a batch what Transformers gives it alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel
+
+from gpu_server.errors import ConfigError, EngineStartFailed
+from gpu_server.models.text import attention, encoder, selfcheck
+from gpu_server.models.text.encoder import Encoder
+
+CPU = torch.device("cpu")
+PACKED = [
+    "albert", "bert", "camembert", "distilbert", "electra", "ernie", "eurobert", "gemma3_text", "gte",
+    "jina_embeddings_v3", "llama", "mistral", "modernbert", "nomic_bert", "qwen2", "qwen3", "roberta", "xlm-roberta",
+]  # fmt: skip
+PADDED = ["deberta-v2", "gemma2", "mpnet"]
+LENGTHS = np.array([3, 40, 1, 17, 3, 64, 9])
+
+
+def ids_of(
+    lengths: np.ndarray[Any, np.dtype[np.int64]], seed: int = 7
+) -> np.ndarray[Any, np.dtype[np.int32]]:
+    return np.random.default_rng(seed).integers(4, 96, int(lengths.sum()), dtype=np.int32)
+
+
+@torch.inference_mode()
+def stock_rows(folder: Path, ids: np.ndarray[Any, np.dtype[np.int32]]) -> list[torch.Tensor]:
+    model = AutoModel.from_pretrained(folder).eval()
+    rows = np.split(ids, np.cumsum(LENGTHS)[:-1])
+    return [model(input_ids=torch.from_numpy(row)[None].long()).last_hidden_state[0] for row in rows]
+
+
+def loaded(folder: Path, device: torch.device = CPU, dtype: str = "auto") -> Encoder:
+    made = encoder.load(folder, device, dtype)
+    selfcheck.choose(made, max_length=128)
+    return made
+
+
+@pytest.mark.parametrize("family", PACKED + PADDED)
+def test_a_mixed_batch_equals_transformers_one_by_one(make_model: Callable[..., Path], family: str) -> None:
+    folder = make_model(family)
+    ids = ids_of(LENGTHS)
+    made = loaded(folder)
+    with torch.inference_mode():
+        got = made(made.pack(ids, LENGTHS))
+    torch.testing.assert_close(got, torch.cat(stock_rows(folder, ids)), atol=1e-5, rtol=1e-5)
+    assert made.runs == ("packed" if family in PACKED else "padded")
+
+
+@pytest.mark.parametrize("family", ["bert", "modernbert", "qwen3"])
+def test_the_padded_path_equals_the_packed_one(make_model: Callable[..., Path], family: str) -> None:
+    made = loaded(make_model(family))
+    batch = made.pack(ids_of(LENGTHS), LENGTHS)
+    with torch.inference_mode():
+        packed = made(batch)
+        made.use("padded")
+        torch.testing.assert_close(made(batch), packed, atol=1e-5, rtol=1e-5)
+
+
+def test_a_decoder_set_bidirectional_looks_both_ways(make_model: Callable[..., Path]) -> None:
+    folder = make_model("qwen3", is_causal=False)
+    ids = ids_of(LENGTHS)
+    made = loaded(folder)
+    with torch.inference_mode():
+        got = made(made.pack(ids, LENGTHS))
+    torch.testing.assert_close(got, torch.cat(stock_rows(folder, ids)), atol=1e-5, rtol=1e-5)
+    assert made.runs == "packed"
+
+
+def test_an_attention_that_mixes_sequences_is_found_out(
+    make_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    monkeypatch.setattr(attention, "attend", sdpa_attention_forward)
+    made = loaded(make_model("bert"))
+    monkeypatch.undo()
+    attention.register()
+    assert made.runs == "padded"
+
+
+def test_a_layer_that_mixes_neighbours_a_little_is_found_out(make_model: Callable[..., Path]) -> None:
+    made = encoder.load(make_model("bert"), CPU)
+
+    def blend(module: torch.nn.Module, args: Any, out: torch.Tensor) -> torch.Tensor:
+        before = torch.nn.functional.pad(out, (0, 0, 1, 0))[:, :-1]
+        return out + 1e-4 * before
+
+    made.model.embeddings.register_forward_hook(blend)
+    selfcheck.choose(made, max_length=128)
+    assert made.runs == "padded"
+
+
+def test_a_model_that_is_wrong_in_any_batch_does_not_start(make_model: Callable[..., Path]) -> None:
+    made = encoder.load(make_model("bert"), CPU)
+    made.model.embeddings.register_forward_hook(lambda module, args, out: out + out.mean((0, 1)))
+    with pytest.raises(EngineStartFailed, match="in a batch"):
+        selfcheck.choose(made, max_length=128)
+
+
+def test_overflow_names_the_dtype(make_model: Callable[..., Path]) -> None:
+    made = encoder.load(make_model("bert"), CPU, "float16")
+    made.model.embeddings.register_forward_hook(lambda module, args, out: out * torch.inf)
+    with pytest.raises(EngineStartFailed, match=r"overflows in float16.*bfloat16"):
+        selfcheck.choose(made, max_length=128)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "stored", "device", "want"),
+    [
+        ("auto", "bfloat16", "cpu", torch.float32),
+        ("auto", "bfloat16", "cuda", torch.bfloat16),
+        ("auto", "float32", "cuda", torch.float16),
+        ("auto", "", "cuda", torch.float16),
+        ("float32", "float16", "cuda", torch.float32),
+        ("bfloat16", "float32", "cpu", torch.bfloat16),
+    ],
+)
+def test_dtype_policy(dtype: str, stored: str, device: str, want: torch.dtype) -> None:
+    assert encoder._pick_dtype(dtype, stored, torch.device(device)) == want
+
+
+def test_an_unknown_dtype_is_refused(make_model: Callable[..., Path]) -> None:
+    with pytest.raises(ConfigError, match="int8"):
+        encoder.load(make_model("bert"), CPU, "int8")
+
+
+def test_weights_that_lack_a_layer_do_not_load(make_model: Callable[..., Path]) -> None:
+    folder = make_model("bert")
+    weights = load_file(folder / "model.safetensors")
+    weights.pop("encoder.layer.1.output.dense.weight")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(EngineStartFailed, match=r"lack encoder\.layer\.1\.output\.dense\.weight"):
+        encoder.load(folder, CPU)
+
+
+def test_weights_of_another_shape_do_not_load(make_model: Callable[..., Path]) -> None:
+    folder = make_model("bert")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "intermediate_size": 40}))
+    with pytest.raises(EngineStartFailed):
+        encoder.load(folder, CPU)
+
+
+def test_a_checkpoint_without_safetensors_is_refused(make_model: Callable[..., Path]) -> None:
+    folder = make_model("bert")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ConfigError, match="safetensors"):
+        encoder.load(folder, CPU)
+
+
+def test_the_pooler_is_not_needed(make_model: Callable[..., Path]) -> None:
+    folder = make_model("bert")
+    weights = {
+        k: v for k, v in load_file(folder / "model.safetensors").items() if not k.startswith("pooler.")
+    }
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    assert encoder.load(folder, CPU).model.pooler is None
+
+
+def test_an_encoder_decoder_is_refused(make_model: Callable[..., Path]) -> None:
+    with pytest.raises(ConfigError, match="encoder-decoder"):
+        encoder.load(make_model("t5", d_model=32, d_kv=8, d_ff=32, num_layers=1, num_heads=4), CPU)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("family", PACKED + PADDED)
+def test_on_a_gpu_as_on_the_cpu(make_model: Callable[..., Path], family: str, dtype: str) -> None:
+    folder = make_model(family)
+    ids = ids_of(LENGTHS)
+    made = loaded(folder, torch.device("cuda"), dtype)
+    with torch.inference_mode():
+        got = made(made.pack(ids, LENGTHS)).float().cpu()
+    want = torch.cat(stock_rows(folder, ids))
+    limit = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 1e-1}[dtype]
+    assert (got - want).norm() / want.norm() < limit
+    assert made.runs == ("packed" if family in PACKED else "padded")

