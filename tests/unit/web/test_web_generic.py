@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+from base64 import b64encode
+from typing import Any
+
+import numpy as np
+import pytest
+from flask.testing import FlaskClient
+
+from gpu_server.client import Client
+from gpu_server.testing import FakeModel, FakeServer
+from gpu_server.wire import Tensors
+from gpu_server.wire.documents import InputInfo, ModelInfo
+from gpu_server.wire.header import ItemError
+from web import create_app
+from web.settings import Settings
+
+PATH = "/v1/models/echo/infer"
+
+
+def test_inputs_come_back_as_outputs(http: FlaskClient) -> None:
+    inputs = {"x": [[1.5, 2], [3, 4]], "ids": [[1], [2, 3]], "s": ["a", "é"], "flag": [True, False]}
+    body = http.post(PATH, json={"inputs": inputs}).get_json()
+    assert (body["model"], body["version"]) == ("echo", "1")
+    assert body["outputs"] == inputs
+    assert body["item_errors"] == []
+    assert body["timing"]["batch_items"] == 2
+    assert {"queue_us", "compute_us", "total_us", "batch_tokens"} <= body["timing"].keys()
+
+
+def test_parameters_and_declared_types_reach_the_model() -> None:
+    seen: dict[str, Any] = {}
+
+    def handler(inputs: Tensors, params: Any) -> dict[str, Any]:
+        seen.update(params)
+        return {"doubled": inputs["x"].to_numpy() * 2, "blob": inputs["raw"].raw_strings()}
+
+    info = ModelInfo(name="team/m", inputs=(InputInfo("x", "f16", (2,)), InputInfo("raw", "bytes")))
+    with FakeServer(FakeModel(info, handler)) as server, Client(server.endpoint) as client:
+        http = create_app(client, Settings()).test_client()
+        blob = b64encode(b"\xff\x00").decode()
+        params = {"k": 3, "name": "n", "on": True, "t": 0.5}
+        asked = {
+            "inputs": {"x": [[1, 2]], "raw": [blob]},
+            "parameters": params,
+            "priority": 2,
+            "timeout_ms": 5000,
+        }
+        body = http.post("/v1/models/team/m/infer", json=asked).get_json()
+        bad = http.post("/v1/models/m/infer", json={"inputs": {"x": [[1, 2]], "raw": ["?"]}})
+        missing = http.post("/v1/models/m/infer", json={"inputs": {"x": [[1, 2]]}})
+    assert body["outputs"] == {"doubled": [[2, 4]], "blob": [blob]}
+    assert seen == params
+    assert (bad.status_code, bad.get_json()["error"]["param"]) == (422, "inputs.raw[0]")
+    assert missing.status_code == 422
+    assert "x, raw" in missing.get_json()["error"]["message"]
+
+
+def test_numbers_that_are_not_finite_are_null() -> None:
+    model = FakeModel(ModelInfo(name="m"), lambda inputs, params: {"y": np.array([np.nan, 1], np.float32)})
+    with FakeServer(model) as server, Client(server.endpoint) as client:
+        http = create_app(client, Settings()).test_client()
+        body = http.post("/v1/models/m/infer", json={"inputs": {"x": [1, 2]}}).get_json()
+    assert body["outputs"] == {"y": [None, 1.0]}
+
+
+def test_items_that_fail_alone_are_reported(
+    http: FlaskClient, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = client.infer_request
+
+    def with_item_error(*args: Any, **options: Any) -> Any:
+        reply = real(*args, **options)
+        reply.header.item_errors = (ItemError(1, "model_failed", "boom"),)
+        return reply
+
+    monkeypatch.setattr(client, "infer_request", with_item_error)
+    answer = http.post(PATH, json={"inputs": {"x": [1, 2]}})
+    assert answer.status_code == 200
+    assert answer.get_json()["item_errors"] == [{"item": 1, "code": "model_failed", "message": "boom"}]
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ({}, "inputs"),
+        ({"inputs": {}}, "input"),
+        ({"inputs": {"x": []}}, "'x'"),
+        ({"inputs": {"x": 1}}, "inputs"),
+        ({"inputs": {"x": [None]}}, "'x'"),
+        ({"inputs": {"x": [{"a": 1}]}}, "'x'"),
+        ({"inputs": {"x": [[1, 2], [3, "a"]]}}, "'x'"),
+        ({"inputs": {"x": [[1, [2]], [3, 4]]}}, "'x'"),
+        ({"inputs": {"x": ["a", 1]}}, "'x'"),
+        ({"inputs": {"x": [10**30]}}, "'x'"),
+        ({"inputs": {"x": [1]}, "priority": 7}, "priority"),
+        ({"inputs": {"x": [1]}, "timeout_ms": 0}, "timeout_ms"),
+        ({"inputs": {"x": [1]}, "parameters": {"k": [1]}}, "parameters"),
+        ({"inputs": {"x": [1]}, "parameters": {"k": 10**30}}, "parameters"),
+        ({"inputs": {"x": [1]}, "parameters": {str(i): i for i in range(17)}}, "parameters"),
+        ({"inputs": {"x": [1]}, "parameters": {"k": "v" * 2000}}, "1024 bytes"),
+        ({"inputs": {"x": [1], "y": [1, 2]}}, "items"),
+        ({"inputs": {"x" * 65: [1]}}, ""),
+    ],
+)
+def test_a_bad_request_is_422_in_openai_s_shape(http: FlaskClient, body: Any, words: str) -> None:
+    answer = http.post(PATH, json=body)
+    assert answer.status_code == 422, answer.get_json()
+    assert words in answer.get_json()["error"]["message"]
+
+
+def test_an_unknown_model_is_404_with_the_list(http: FlaskClient) -> None:
+    answer = http.post("/v1/models/nope/infer", json={"inputs": {"x": [1]}})
+    assert answer.status_code == 404
+    assert "fake/embedding, echo" in answer.get_json()["error"]["message"]

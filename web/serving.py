@@ -1,0 +1,71 @@
+"""Gunicorn's settings and hooks for this app: `gunicorn -c python:web.serving web:app`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from math import ceil
+from typing import Any
+
+from gpu_server.errors import ConfigError, TorchGuardError
+from web import guard
+from web.settings import Settings
+
+BOOT_ERROR = 3
+"""Exit status by which a worker tells Gunicorn to stop instead of starting it again."""
+
+try:
+    settings = Settings.from_env()
+except ConfigError as error:
+    sys.stderr.write(f"gpu-server web: {error}\n")
+    raise SystemExit(error.exit_code) from None
+
+# Processes give the parallelism; a tokenizer's thread pool made before the fork hangs in the child.
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+def worker_count(wanted: int, concurrency: str, cores: int) -> int:
+    """Workers to start: what is set, else $WEB_CONCURRENCY, else one per core, at most 16."""
+    if wanted:
+        return wanted
+    return int(concurrency) if concurrency.isdecimal() and int(concurrency) else min(cores, 16)
+
+
+bind = settings.bind
+workers = worker_count(settings.workers, os.environ.get("WEB_CONCURRENCY", ""), len(os.sched_getaffinity(0)))
+worker_class = "gthread"
+threads = settings.threads
+timeout = max(30, ceil(settings.timeout_s) + 5)
+graceful_timeout = timeout
+# Longer than the usual proxy's, so that the proxy closes idle connections and never meets a closing one.
+keepalive = 75
+# Nothing here needs it, and its thread beside fork() has hung workers.
+control_socket_disable = True
+
+
+def post_fork(server: Any, worker: Any) -> None:
+    """Turn the torch guard on before the app is loaded, so that the traceback shows who imports torch."""
+    try:
+        guard.install(settings.torch_guard)
+    except TorchGuardError as error:
+        worker.log.critical("%s", error)
+        raise SystemExit(BOOT_ERROR) from None
+
+
+def post_worker_init(worker: Any) -> None:
+    """Warn about settings that make a slow answer a killed worker, or every request a new connection."""
+    for line in warnings_for(worker.cfg.worker_class_str, worker.cfg.timeout, settings.timeout_s):
+        worker.log.warning(line)
+
+
+def warnings_for(worker_class: str, timeout: int, web_timeout_s: float) -> list[str]:
+    """What is wrong with a combination of settings, one line each."""
+    lines = []
+    if worker_class == "sync":
+        lines.append("worker class sync serves one request at a time and keeps no connection; use gthread")
+    if 0 < timeout <= web_timeout_s:
+        lines.append(
+            f"Gunicorn's timeout of {timeout} s is not above the web timeout of {web_timeout_s:g} s: "
+            "a slow answer may kill a worker; raise --timeout or lower GPU_SERVER_WEB_TIMEOUT_S"
+        )
+    return lines
