@@ -122,11 +122,11 @@ class Calls:
             raise UnsupportedOperation(f"model {info.name!r} takes no text", {"model": info.name})
         if not tokenizing.available():
             return None
-        known = self._tokenizers.get(info.text.digest)
-        if known is None:
-            reply = yield from self.request(op="tokenizer", model=info.name)
+        known = self._tokenizers.get(info.name)
+        if known is None or known.info != info.text:
+            reply = yield from self._ask("tokenizer", info.name)
             known = TextTokenizer(reply.outputs["tokenizer"].raw_strings()[0], info.text)
-            self._tokenizers[info.text.digest] = known
+            self._tokenizers[info.name] = known
         return known
 
     def embed(
@@ -217,8 +217,8 @@ class Calls:
         )
         return reply
 
-    def _ask(self, op: str) -> Call[Reply]:
-        return self.request(op=op, timeout_s=min(self.timeout_s, ASK_TIMEOUT_S))
+    def _ask(self, op: str, model: str = "") -> Call[Reply]:
+        return self.request(op=op, model=model, timeout_s=min(self.timeout_s, ASK_TIMEOUT_S))
 
 
 def _encoder(

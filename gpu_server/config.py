@@ -201,7 +201,7 @@ def parse(raw: Any, kind: type, origin: str, about: Mapping[str, Any]) -> Any:
             f"{origin}: {value!r} is not one of {', '.join(c or '(empty)' for c in about['choices'])}"
         )
     low, high = about["low"], about["high"]
-    if (low is not None and value < low) or (high is not None and value > high):
+    if (low is not None and not value >= low) or (high is not None and not value <= high):
         raise ConfigError(f"{origin}: {value} is outside {low} … {high}")
     return value
 

@@ -24,6 +24,8 @@ from zmq.utils.monitor import parse_monitor_message
 from gpu_server import endpoint as endpoints
 from gpu_server.errors import (
     DeadlineExceeded,
+    InternalError,
+    InvalidRequest,
     Overloaded,
     ProtocolError,
     RemoteError,
@@ -36,6 +38,7 @@ from gpu_server.wire.tensor import Buffer
 CONNECT_TIMEOUT_S = 1.0
 DEADLINE_SLACK_S = 0.05
 MAX_PENDING = 65_536
+MAX_TIMEOUT_S = 86_400.0
 _EVENTS = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
 
 
@@ -93,10 +96,13 @@ class Connection:
         if len(self._calls) >= MAX_PENDING:
             raise Overloaded(f"{MAX_PENDING} requests of this process are already pending")
         header.id = next(self._ids).to_bytes(8, "little")
-        header.deadline_ms = max(1, int(timeout_s * 1000))
+        header.deadline_ms = max(1, int(min(timeout_s, MAX_TIMEOUT_S) * 1000))
         future: Future[Reply] = Future()
         expires = time.monotonic() + timeout_s + DEADLINE_SLACK_S
-        call = _Call(future, encode_request(header, inputs), expires)
+        try:
+            call = _Call(future, encode_request(header, inputs), expires)
+        except ProtocolError as error:
+            raise InvalidRequest(str(error), error.details) from None
         with self._lock:
             if self._closing:
                 raise Unavailable("the client is closed", {"endpoint": self.endpoint})
@@ -156,9 +162,10 @@ class Connection:
             poller.register(source, zmq.POLLIN)
         while not self._closing:
             poller.poll(self._poll_ms())
-            self._armed = False
+            # In this order: a byte sent between the two lines would be eaten while it still counts as under way.
             with contextlib.suppress(BlockingIOError):
                 self._wake_read.recv(4096)
+            self._armed = False
             self._receive(socket)
             self._watch(monitor)
             if self._up:
@@ -183,7 +190,7 @@ class Connection:
             try:
                 header, outputs = decode_reply(frames)
             except ProtocolError as error:
-                self._finish(error.request_id, error)
+                self._finish(error.request_id, InternalError(f"the reply cannot be read: {error}"))
                 continue
             if header.error is msgspec.UNSET:
                 self._finish(header.id, Reply(header, outputs))
@@ -279,12 +286,23 @@ def _zmq_for_this_process() -> Any:
     return zmq
 
 
+_making = threading.Lock()
+
+
+def _renew_lock() -> None:
+    """A thread of the parent may have held the lock at the fork, and does not exist here to release it."""
+    global _making
+    _making = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_renew_lock)
+
+
 class PerProcess:
     """A connection made on first use and made anew in every forked child."""
 
     def __init__(self, endpoint: str) -> None:
         self.endpoint = endpoint
-        self._lock = threading.Lock()
         self._pid = 0
         self._connection: Connection | None = None
         self._inherited: list[Connection] = []
@@ -296,12 +314,12 @@ class PerProcess:
         return self._make()
 
     def _make(self) -> Connection:
-        if self._pid != os.getpid():
-            # Kept, never closed: a parent's socket and locks must not be touched in a child.
-            if self._connection is not None:
-                self._inherited.append(self._connection)
-            self._connection, self._lock, self._pid = None, threading.Lock(), os.getpid()
-        with self._lock:
+        with _making:
+            if self._pid != os.getpid():
+                # Kept, never closed: a parent's socket and locks must not be touched in a child.
+                if self._connection is not None:
+                    self._inherited.append(self._connection)
+                self._connection, self._pid = None, os.getpid()
             if self._connection is None:
                 self._connection = Connection(self.endpoint)
             return self._connection

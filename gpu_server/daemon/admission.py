@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from gpu_server.daemon.request import Request
+from gpu_server.daemon.request import Group, Request
 from gpu_server.errors import (
     InvalidRequest,
     ModelLoading,
@@ -35,9 +35,11 @@ def find_model(name: str, models: Mapping[str, ModelInfo], phase: str) -> ModelI
 
 def takes_text(info: ModelInfo, inputs: Tensors) -> bool:
     """Whether these inputs are text to be tokenised here. Raises UnsupportedOperation if the model takes none."""
-    if set(inputs) != {"text"} or any(i.name == "text" for i in info.inputs):
+    if "text" not in inputs or len(inputs) > 1 or any(i.name == "text" for i in info.inputs):
         return False
     if info.text is None:
+        if not info.inputs:
+            return False
         raise UnsupportedOperation(f"model {info.name!r} takes no text")
     if inputs["text"].dtype != "utf8":
         raise InvalidRequest("text must be utf8")
@@ -70,8 +72,19 @@ def build(
         priority=header.priority,
         arrived=arrived,
         deadline=deadline,
+        group=_group(info, inputs, params),
         traceparent=header.traceparent,
     )
+
+
+def _group(info: ModelInfo, inputs: Tensors, params: dict[str, Any]) -> Group:
+    """Declared inputs are alike in every request; others must agree in dtype and shape to share a batch.
+
+    Parameters carry their type, which tells 1 from 1.0 and True.
+    """
+    signatures = () if info.inputs else tuple((name, t.signature) for name, t in inputs.items())
+    typed = tuple((name, type(params[name]), params[name]) for name in sorted(params)) if params else ()
+    return (info.name, signatures, typed)
 
 
 def _check_params(given: Mapping[str, Any], info: ModelInfo) -> dict[str, Any]:
@@ -80,7 +93,7 @@ def _check_params(given: Mapping[str, Any], info: ModelInfo) -> dict[str, Any]:
         if name in info.params:
             default = info.params[name]
             wanted = type(default)
-            if default is not None and not isinstance(value, (int, float) if wanted is float else wanted):
+            if default is not None and not _is_a(value, wanted):
                 raise InvalidRequest(f"parameter {name!r} must be {wanted.__name__}", {"field": name})
             params[name] = value
         elif info.text is None or name not in TEXT_PARAMS:
@@ -89,6 +102,12 @@ def _check_params(given: Mapping[str, Any], info: ModelInfo) -> dict[str, Any]:
                 f"model {info.name!r} has no parameter {name!r}; it has: {known}", {"field": name}
             )
     return params
+
+
+def _is_a(value: object, wanted: type) -> bool:
+    if isinstance(value, bool):
+        return wanted is bool
+    return isinstance(value, (int, float) if wanted is float else wanted)
 
 
 def _check_input(declared: InputInfo, inputs: Tensors, info: ModelInfo) -> None:
@@ -144,7 +163,8 @@ def _check_ids(ids: Tensor, max_length: int, vocab_size: int) -> None:
 
 def _costs(info: ModelInfo, inputs: Tensors) -> list[int]:
     if isinstance(info.cost, str):
-        return [max(1, n) for n in inputs[info.cost].lengths()]
+        lengths = inputs[info.cost].lengths()
+        return lengths if min(lengths) > 0 else [max(1, n) for n in lengths]
     return [info.cost] * next(iter(inputs.values())).items
 
 

@@ -11,6 +11,7 @@ from typing import Literal
 import msgspec
 import zmq
 
+from gpu_server import multipart
 from gpu_server.daemon.request import Batch
 from gpu_server.daemon.spawn import run_engine
 from gpu_server.errors import ProtocolError
@@ -84,19 +85,21 @@ class EngineLink:
         frames = encode_request(header, batch.inputs(), MAX_BATCH_HEADER_BYTES)
         self.socket.send_multipart(frames, zmq.NOBLOCK, copy=False)
 
-    def receive(self, done: BatchDone) -> None:
-        """Read all answers that have come; `done` is called for each batch."""
+    def receive(self, done: BatchDone) -> int:
+        """Read all answers that have come; `done` is called for each batch. Returns how many there were."""
+        count = 0
         while True:
             try:
-                frames = self.socket.recv_multipart(zmq.NOBLOCK)
+                frames = multipart.receive(self.socket)
             except zmq.Again:
-                return
+                return count
+            count += 1
             try:
                 header, outputs = decode_reply(frames)
             except ProtocolError:
                 # An engine that no longer speaks the protocol cannot be trusted with anything else.
                 self.kill()
-                return
+                return count
             batch = self.batches.pop(header.id, None)
             if batch is not None:
                 done(batch, header, outputs)

@@ -11,6 +11,8 @@ from prometheus_client import CollectorRegistry, Metric, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
+from gpu_server.errors import RemoteError
+
 SECONDS = tuple(1e-4 * 2**k for k in range(18))
 """Bucket bounds of latencies: 0.1 ms to 13 s."""
 POWERS = tuple(float(2**k) for k in range(18))
@@ -27,6 +29,9 @@ HISTOGRAMS = {
     "batch_items": ("batch_items", "items in one batch"),
     "batch_tokens": ("batch_tokens", "cost of one batch"),
 }
+
+
+CODES = tuple(kind.code for kind in RemoteError.__subclasses__())
 
 
 class Histogram:
@@ -69,7 +74,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.models: dict[str, ModelMetrics] = {}
-        self.failures: dict[str, int] = defaultdict(int)
+        self.failures: dict[str, int] = defaultdict(int, dict.fromkeys(CODES, 0))
         self.dropped: dict[str, int] = defaultdict(int)
         for reason in ("unreadable", "peer_gone", "peer_slow", "late_result"):
             self.dropped[reason] = 0

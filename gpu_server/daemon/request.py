@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from gpu_server.wire import ItemError, Tensor, Tensors, Timing
 
 Group = tuple[Any, ...]
-"""What requests must share to ride in one batch: model, parameters and the signature of each input."""
+"""What requests must share to ride in one batch: model, parameters and, where it may vary, each input's signature."""
 
 
 class Request:
@@ -23,6 +22,8 @@ class Request:
     __slots__ = (
         "arrived",
         "attempts",
+        "batch_items",
+        "batch_tokens",
         "closed",
         "compute_us",
         "cost",
@@ -34,7 +35,6 @@ class Request:
         "inputs",
         "item_errors",
         "items",
-        "largest",
         "model",
         "params",
         "parts",
@@ -60,6 +60,7 @@ class Request:
         priority: int,
         arrived: float,
         deadline: float,
+        group: Group = (),
         traceparent: str = "",
     ) -> None:
         self.peer = peer
@@ -75,19 +76,19 @@ class Request:
         self.arrived = arrived
         self.deadline = deadline
         self.traceparent = traceparent
-        self.size = sum(len(t.data) for t in inputs.values())
-        signatures = tuple((name, t.signature) for name, t in inputs.items())
-        self.group: Group = (model, signatures, tuple(sorted(params.items())) if params else ())
+        self.size = sum([len(t.data) for t in inputs.values()])
+        self.group = group or (model,)
         self.tag = 0.0
         self.attempts = 0
         self.closed = False
-        self.waiting: deque[tuple[int, int]] = deque(((0, self.items),))
+        self.waiting = [(0, self.items)]
         self.remaining = self.items
         self.parts: list[tuple[int, Tensors]] = []
         self.item_errors: list[ItemError] = []
         self.queue_us = 0
         self.compute_us = 0
-        self.largest = (0, 0)
+        self.batch_items = 0
+        self.batch_tokens = 0
 
     def waiting_items(self) -> int:
         """Items not yet in a batch."""
@@ -97,6 +98,12 @@ class Request:
         """Cost of the items not yet in a batch."""
         cumulative = self.cumulative
         return sum(cumulative[stop] - cumulative[start] for start, stop in self.waiting)
+
+    def ran_in(self, batch: Batch, compute_us: int) -> None:
+        """Note a batch that some of the items rode in."""
+        self.compute_us += compute_us
+        if batch.items > self.batch_items:
+            self.batch_items, self.batch_tokens = batch.items, batch.cost
 
     def take(self, start: int, outputs: Tensors, items: int) -> bool:
         """Keep the outputs of `items` items from `start` on; True when every item has its answer."""
@@ -119,8 +126,8 @@ class Request:
 
     def timing(self, now: float) -> Timing:
         """Where this request's time went, up to `now`."""
-        items, tokens = self.largest
-        return Timing(self.queue_us, self.compute_us, int((now - self.arrived) * 1e6), items, tokens)
+        total_us = int((now - self.arrived) * 1e6)
+        return Timing(self.queue_us, self.compute_us, total_us, self.batch_items, self.batch_tokens)
 
 
 class Batch:
@@ -137,6 +144,10 @@ class Batch:
         self.slices: list[tuple[Request, int, int]] = []
         self.cost = 0
         self.items = 0
+
+    def sizes(self) -> list[int]:
+        """Items of each slice."""
+        return [stop - start for _, start, stop in self.slices]
 
     def inputs(self) -> Tensors:
         """The items of every slice as one tensor per input."""

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 import zmq
 
+from gpu_server import multipart
 from gpu_server.daemon.metrics import Metrics
 from gpu_server.errors import EndpointError
 from gpu_server.wire import Buffer, Limits
@@ -53,10 +54,9 @@ class Router:
 
     def receive(self, handle: Callable[[bytes, Sequence[bytes]], None]) -> int:
         """Read up to `DRAIN_CAP` messages; returns how many there were, so that a full turn can be followed by another."""
-        recv = self.socket.recv_multipart
         for count in range(DRAIN_CAP):
             try:
-                frames = recv(zmq.NOBLOCK)
+                frames = multipart.receive(self.socket)
             except zmq.Again:
                 return count
             handle(frames[0], frames[1:])
@@ -68,7 +68,7 @@ class Router:
             self._keep(peer, frames)
             return
         try:
-            self.socket.send_multipart([peer, *frames], zmq.NOBLOCK)
+            multipart.send(self.socket, [peer, *frames])
         except zmq.Again:
             self._keep(peer, frames)
         except zmq.ZMQError as error:
@@ -80,7 +80,7 @@ class Router:
             waiting, size = self._unsent[peer]
             try:
                 while waiting:
-                    self.socket.send_multipart([peer, *waiting[0]], zmq.NOBLOCK)
+                    multipart.send(self.socket, [peer, *waiting[0]])
                     size -= _size(waiting.popleft())
                 del self._unsent[peer]
             except zmq.Again:

@@ -115,7 +115,7 @@ class Scheduler:
         for request, start, stop in batch.slices:
             if request.closed:
                 continue
-            request.waiting.appendleft((start, stop))
+            request.waiting.insert(0, (start, stop))
             self._push(request, stop - start, request.cumulative[stop] - request.cumulative[start])
             returned.append(request)
         return returned
@@ -237,10 +237,10 @@ class Scheduler:
                 if policy.padded
                 else batch.cost + request.cumulative[end] - request.cumulative[start]
             )
-            request.waiting.popleft()
             if end < stop:
-                request.waiting.appendleft((end, stop))
+                request.waiting[0] = (end, stop)
                 break
+            del request.waiting[0]
         return longest
 
 

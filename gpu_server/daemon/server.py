@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import math
 import os
@@ -21,7 +22,7 @@ from gpu_server.config import Config, ModelConfig
 from gpu_server.daemon.engine_link import EngineLink
 from gpu_server.daemon.instance import Instance
 from gpu_server.daemon.metrics import Metrics
-from gpu_server.daemon.router import DRAIN_CAP, RETRY_S, Router
+from gpu_server.daemon.router import RETRY_S, Router
 from gpu_server.daemon.scheduler import Scheduler
 from gpu_server.daemon.service import Service
 from gpu_server.daemon.supervisor import Supervisor
@@ -35,6 +36,8 @@ log = logging.getLogger(__name__)
 
 STOP_LINGER_MS = 500
 IDLE_POLL_S = 60.0
+TURNS_PER_POLL = 32
+GC_THRESHOLD = 50_000
 
 OnStatus = Callable[[Status], None]
 
@@ -54,7 +57,7 @@ class Daemon:
         self._clock = time.monotonic
         self._started = self._clock()
         self._signals = 0
-        self._busy = False
+        self._turns = 0
         self._drain_until: float | None = None
         self._metrics = Metrics()
         self._limits = Limits(
@@ -130,18 +133,23 @@ class Daemon:
         log.info("serving", extra={"endpoint": self.endpoint, "pid": os.getpid(), "version": __version__})
         self._supervisor.start()
         self._watch_engine()
+        # Requests hold no cycles, so reference counts free them; collections would only walk the queue.
+        gc.freeze()
+        gc.set_threshold(GC_THRESHOLD, 50, 100)
 
     def _main_loop(self) -> None:
         service, router, supervisor = self._service, self._router, self._supervisor
+        idle = True
         while not self._finished():
-            events = dict(self._poller.poll(self._wait_ms()))
-            with suppress(BlockingIOError):
-                self._wake_read.recv(4096)
-            busy = router.receive(service.handle) == DRAIN_CAP
-            self._text.collect()
+            events = self._wait(idle)
+            received = router.receive(service.handle)
+            if self._wake_read.fileno() in events:
+                with suppress(BlockingIOError):
+                    self._wake_read.recv(4096)
+                self._text.collect()
             link = supervisor.link
-            if link is not None:
-                link.receive(service.batch_done)
+            answered = link.receive(service.batch_done) if link is not None else 0
+            idle = not received and not answered
             if self._engine_spoke(events):
                 supervisor.poll()
                 if supervisor.link is not link:
@@ -150,13 +158,24 @@ class Daemon:
             service.expire()
             service.dispatch()
             router.flush()
-            self._busy = busy
+
+    def _wait(self, idle: bool) -> dict[object, int]:
+        """Wait for something to do; the sources that have it.
+
+        After a turn that had messages the sockets are simply tried again: a poll costs ten such tries, and under load
+        there is always another message.
+        """
+        self._turns += 1
+        if not idle and self._turns % TURNS_PER_POLL:
+            return {}
+        return dict(self._poller.poll(self._timeout_ms() if idle else 0))
 
     def _engine_spoke(self, events: dict[object, int]) -> bool:
         """Whether the engine's pipe, exit or a timer calls for the supervisor: asking costs system calls."""
         timer = self._supervisor.next_timer()
-        due = timer is not None and self._clock() >= timer
-        return due or self._supervisor.state == "loading" or any(fd in events for fd in self._watched)
+        if timer is not None and self._clock() >= timer:
+            return True
+        return self._supervisor.state == "loading" or any(fd in events for fd in self._watched)
 
     def _shutdown(self) -> None:
         log.info("stopping", extra={"open_requests": self._service.open_requests})
@@ -182,9 +201,7 @@ class Daemon:
         idle = not self._service.open_requests and not self._router.has_unsent()
         return idle or self._clock() >= self._drain_until
 
-    def _wait_ms(self) -> int:
-        if self._busy:
-            return 0
+    def _timeout_ms(self) -> int:
         now = self._clock()
         timers = [
             now + IDLE_POLL_S,

@@ -78,7 +78,7 @@ class Service:
         self._tokenizers: dict[str, bytes] = {}
         self._link: EngineLink | None = None
         self._ledger = Ledger()
-        self._tokenizing: set[tuple[bytes, bytes]] = set()
+        self._tokenizing: dict[tuple[bytes, bytes], RequestHeader] = {}
         self._scheduler = scheduler
         self._metrics = metrics
         self._limits = limits
@@ -125,7 +125,7 @@ class Service:
             self._scheduler.set_policy(info.name, policy)
             self._metrics.model(info.name)
             if info.text is not None:
-                self._text.add(info.text, link.tokenizers[info.name])
+                self._text.add(info.name, info.text, link.tokenizers[info.name])
 
     def engine_lost(self, link: EngineLink) -> None:
         """Put the batches of a lost engine back, once; requests that were lost before are answered."""
@@ -151,7 +151,7 @@ class Service:
                 return
             now = self._clock()
             for request, _, _ in batch.slices:
-                request.queue_us = max(request.queue_us, int((now - request.arrived) * 1e6))
+                request.queue_us = int((now - request.arrived) * 1e6)
             batch.sent = now
             link.send(batch)
 
@@ -170,21 +170,19 @@ class Service:
             for request, _, _ in batch.slices:
                 self._fail(request, wrong)
             return
+        columns = {name: tensor.split(batch.sizes()) for name, tensor in outputs.items()}
         at = 0
-        for request, start, stop in batch.slices:
-            if not request.closed:
-                request.compute_us += compute_us
-                request.largest = max(request.largest, (batch.items, batch.cost))
-                part = {name: tensor.slice(at, at + stop - start) for name, tensor in outputs.items()}
-                if header.item_errors:
-                    request.item_errors += _errors_between(
-                        header.item_errors, at, at + stop - start, start - at
-                    )
-                if request.take(start, part, stop - start):
-                    self._answer(request)
-            else:
+        for number, (request, start, stop) in enumerate(batch.slices):
+            items = stop - start
+            if request.closed:
                 self._metrics.dropped["late_result"] += 1
-            at += stop - start
+            else:
+                request.ran_in(batch, compute_us)
+                if header.item_errors:
+                    request.item_errors += _errors_between(header.item_errors, at, at + items, start - at)
+                if request.take(start, {name: column[number] for name, column in columns.items()}, items):
+                    self._answer(request)
+            at += items
 
     def expire(self) -> None:
         """Answer requests whose deadline has passed."""
@@ -199,7 +197,7 @@ class Service:
         """Drop what a lost connection still waits for."""
         for request in self._ledger.of_peer(peer):
             self._close(request)
-        self._tokenizing = {key for key in self._tokenizing if key[0] != peer}
+        self._tokenizing = {key: header for key, header in self._tokenizing.items() if key[0] != peer}
 
     def fail_all(self, error: RemoteError) -> None:
         """Answer every open request with an error."""
@@ -246,9 +244,9 @@ class Service:
         if len(self._tokenizing) >= MAX_TOKENIZING:
             raise Overloaded("too many texts wait to be tokenised", {"retry_after_ms": 100})
         options = admission.text_options(header.params)
-        self._tokenizing.add((peer, header.id))
+        self._tokenizing[peer, header.id] = header
         finished = partial(self._tokenized, peer, header, info, arrived, deadline)
-        self._text.submit(info.text.digest, text.strings(), options, finished)
+        self._text.submit(info.name, text.strings(), options, finished)
 
     def _tokenized(
         self,
@@ -259,10 +257,13 @@ class Service:
         deadline: float,
         outcome: Tensor | RemoteError,
     ) -> None:
-        if (peer, header.id) not in self._tokenizing:
+        # By identity: the caller may have cancelled this request and used its id again.
+        if self._tokenizing.get((peer, header.id)) is not header:
             return
-        self._tokenizing.remove((peer, header.id))
+        del self._tokenizing[peer, header.id]
         try:
+            if self._clock() >= deadline:
+                raise DeadlineExceeded("the deadline passed before the text was tokenised")
             if isinstance(outcome, RemoteError):
                 raise outcome
             inputs = {"input_ids": outcome}
@@ -278,7 +279,7 @@ class Service:
         if request is not None:
             self._fail(request, cancelled)
         elif (peer, header.target) in self._tokenizing:
-            self._tokenizing.remove((peer, header.target))
+            del self._tokenizing[peer, header.target]
             self._reply_error(peer, header.target, cancelled)
         self._send(peer, encode_reply(ReplyHeader(v=VERSION, id=header.id)))
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from gpu_server.errors import RemoteError
+from gpu_server.errors import InternalError, RemoteError
 from gpu_server.tokenizing import TextTokenizer
 from gpu_server.wire import Tensor
 from gpu_server.wire.documents import TextInfo
@@ -29,13 +29,13 @@ class TextPool:
         self._tokenizers: dict[str, TextTokenizer] = {}
         self._done: deque[tuple[Finished, Tensor | RemoteError]] = deque()
 
-    def add(self, info: TextInfo, tokenizer_json: bytes) -> None:
-        """Make a tokenizer known by its digest."""
-        self._tokenizers[info.digest] = TextTokenizer(tokenizer_json, info)
+    def add(self, model: str, info: TextInfo, tokenizer_json: bytes) -> None:
+        """Make a model's tokenizer known; models may share the file and differ in lengths and prompts."""
+        self._tokenizers[model] = TextTokenizer(tokenizer_json, info)
 
-    def submit(self, digest: str, texts: Sequence[str], options: dict[str, Any], finished: Finished) -> None:
+    def submit(self, model: str, texts: Sequence[str], options: dict[str, Any], finished: Finished) -> None:
         """Tokenise `texts`; `finished` gets the ragged i32 ids or the error, on the loop's thread."""
-        self._pool.submit(self._work, self._tokenizers[digest], texts, options, finished)
+        self._pool.submit(self._work, self._tokenizers[model], texts, options, finished)
 
     def collect(self) -> None:
         """Run the callbacks of what has finished."""
@@ -54,5 +54,7 @@ class TextPool:
             outcome: Tensor | RemoteError = Tensor.from_rows(tokenizer.encode(texts, **options), "i32")
         except RemoteError as error:
             outcome = error
+        except Exception:  # noqa: BLE001 - `tokenizers` raises it bare; unanswered, the request would hang
+            outcome = InternalError("the text could not be tokenised")
         self._done.append((finished, outcome))
         self._wake()

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 
 from gpu_server import source
@@ -96,7 +97,7 @@ def _describe(model: Model, spec: ModelSpec, engine: EngineSpec, device: torch.d
         version=_version(spec),
         source=spec.source or source.DEFAULT_NAME,
         device=str(device),
-        inputs=tuple(_input(spec, name, *declared) for name, declared in model.inputs.items()),
+        inputs=tuple(_input(spec, name, declared) for name, declared in model.inputs.items()),
         params=dict(model.params),
         cost=model.cost,
         padded=model.padded,
@@ -104,19 +105,39 @@ def _describe(model: Model, spec: ModelSpec, engine: EngineSpec, device: torch.d
         max_batch_items=spec.max_batch_items or model.max_batch_items or engine.max_batch_items,
     )
     model.describe(info)
+    _check_types(info)
     _check_cost(info)
+    _check_text(info, model)
     return info
 
 
-def _input(spec: ModelSpec, name: str, dtype: str, shape: tuple[int, ...]) -> InputInfo:
+def _input(spec: ModelSpec, name: str, declared: Any) -> InputInfo:
+    try:
+        dtype, shape = declared
+        shape = tuple(int(d) for d in shape)
+    except (TypeError, ValueError):
+        raise ConfigError(
+            f"{spec.source}: input {name!r} must be declared as (dtype, shape of an item)"
+        ) from None
     if dtype not in ITEMSIZE:
         raise ConfigError(f"{spec.source}: input {name!r} has dtype {dtype!r}; known: {', '.join(ITEMSIZE)}")
     if any(d < 0 for d in shape[1:]) or (shape and shape[0] < -1):
         raise ConfigError(f"{spec.source}: input {name!r} has shape {shape}; only the first may be −1")
-    return InputInfo(name, dtype, tuple(shape))
+    return InputInfo(name, dtype, shape)
+
+
+def _check_types(info: ModelInfo) -> None:
+    """Refuse here what the daemon could not decode: there it would look like an engine that never gets ready."""
+    try:
+        msgspec.convert(msgspec.to_builtins(info), ModelInfo)
+    except (msgspec.ValidationError, TypeError) as error:
+        raise ConfigError(f"{info.source}: a declaration has the wrong type: {error}") from None
 
 
 def _check_cost(info: ModelInfo) -> None:
+    for name in ("max_batch_tokens", "max_batch_items"):
+        if getattr(info, name) < 1:
+            raise ConfigError(f"{info.source}: {name} is {getattr(info, name)}; it must be at least 1")
     if isinstance(info.cost, int):
         if info.cost < 1:
             raise ConfigError(f"{info.source}: cost is {info.cost}; it must be at least 1")
@@ -124,6 +145,16 @@ def _check_cost(info: ModelInfo) -> None:
         raise ConfigError(
             f"{info.source}: cost names {info.cost!r}, which is not a declared input of any length"
         )
+
+
+def _check_text(info: ModelInfo, model: Model) -> None:
+    """A text model must have what the daemon needs to tokenise for it and to check the ids."""
+    if info.text is None:
+        return
+    if info.inputs != (InputInfo("input_ids", "i32", (-1,)),):
+        raise ConfigError(f"{info.source}: a model with text takes one input, input_ids: i32 (-1,)")
+    if model.tokenizer_json() is None:
+        raise ConfigError(f"{info.source}: a model with text must give its tokenizer_json()")
 
 
 def _version(spec: ModelSpec) -> str:

@@ -86,6 +86,22 @@ class Tensor:
         offsets = [o - base for o in self.offsets[start : stop + 1]]
         return Tensor(self.dtype, shape, view[base * stride : (base + offsets[-1]) * stride], offsets)
 
+    def split(self, sizes: Sequence[int]) -> list[Tensor]:
+        """The items in consecutive parts of `sizes`, as views on the same bytes."""
+        if len(sizes) == 1:
+            return [self]
+        if self.offsets is not None:
+            ends = list(accumulate(sizes))
+            return [self.slice(end - size, end) for size, end in zip(sizes, ends, strict=True)]
+        view, dtype, dims, stride = memoryview(self.data), self.dtype, self.shape[1:], self.stride
+        parts = []
+        at = 0
+        for size in sizes:
+            end = at + size * stride
+            parts.append(Tensor(dtype, (size, *dims), view[at:end]))
+            at = end
+        return parts
+
     def frames(self) -> list[Buffer]:
         """The frames that carry this tensor: data, and offsets where it has them."""
         if self.offsets is None:
