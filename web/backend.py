@@ -17,7 +17,6 @@ from gpu_server.errors import (
     DeadlineExceeded,
     InvalidRequest,
     MissingDependency,
-    ModelFailed,
     StaleTokenizer,
     UnsupportedOperation,
 )
@@ -182,8 +181,4 @@ def get_client() -> Client:
 
 def _vectors(reply: Reply) -> Vectors:
     vectors: Vectors = np.ascontiguousarray(reply.outputs["embedding"].to_numpy(), np.float32)
-    finite = np.isfinite(vectors).all(axis=1)
-    if not finite.all():
-        item = int(np.argmin(finite))
-        raise ModelFailed(f"item {item}: the model's output is not finite", {"item": item})
     return vectors

@@ -24,16 +24,15 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 
 # Read at import: the conftest clears the settings before each test.
 MODEL = os.environ.get("GPU_SERVER_TEST_MODEL", "")
-WORDS = (
-    "the quick brown fox jumps over a lazy dog naïve café 東京 🚀 zażółć gęślą jaźń מבחן science of deep oceans"
-).split(" ")
+SENTENCE = "the quick brown fox jumps over a lazy dog naïve café 東京 🚀 zażółć gęślą jaźń מבחן science of deep oceans"
 
 
 def corpus() -> list[str]:
     """Texts of 1 to far more than 256 tokens, with unicode, emoji and nearly empty ones."""
     rng = random.Random(7)
+    words = SENTENCE.split()
     texts = [
-        " ".join(rng.choice(WORDS) for _ in range(n))
+        " ".join(rng.choice(words) for _ in range(n))
         for n in (*range(1, 60), 80, 120, 160, 200, 240, 400, 900)
     ]
     return [*texts, " ", "\n", ".", "🎉", "👩‍🚀👨‍🚀", "é" * 40, "a" * 5000]

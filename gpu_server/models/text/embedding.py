@@ -33,6 +33,7 @@ class EmbeddingModel(Model):
 
     inputs: ClassVar[Mapping[str, tuple[str, tuple[int, ...]]]] = {"input_ids": ("i32", (-1,))}
     cost = "input_ids"
+    check_finite = True
     params: ClassVar[Mapping[str, Any]] = {"normalize": None, "dimensions": 0}
 
     def __init__(

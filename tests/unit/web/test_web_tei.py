@@ -168,17 +168,6 @@ def test_a_failure_of_the_model_has_its_status(
     assert answer.headers.get("Retry-After") == retry_after
 
 
-def test_vectors_that_are_not_finite_are_an_error() -> None:
-    def nan(inputs: Tensors, params: Any) -> dict[str, Any]:
-        return {"embedding": np.array([[0, 1], [np.nan, 1]], np.float32)}
-
-    model = FakeModel(embedding_model().info, nan, embedding_model().tokenizer)
-    with FakeServer(model) as server, Client(server.endpoint) as client:
-        answer = create_app(client, Settings()).test_client().post("/embed", json={"inputs": ["a", "b"]})
-    assert answer.status_code == 424
-    assert "item 1" in answer.get_json()["error"]
-
-
 def test_an_item_that_fails_alone_fails_the_request_by_name(
     http: FlaskClient, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
