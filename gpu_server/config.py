@@ -13,6 +13,16 @@ from typing import Any, get_type_hints
 from gpu_server.errors import ConfigError
 
 ENV_PREFIX = "GPU_SERVER_"
+_BOOLS = {
+    "true": True,
+    "1": True,
+    "yes": True,
+    "on": True,
+    "false": False,
+    "0": False,
+    "no": False,
+    "off": False,
+}
 
 
 def setting(
@@ -75,6 +85,9 @@ class EngineConfig:
         600.0, "seconds a load and warm-up may take without progress", low=1, high=86_400
     )
     threads: int = setting(0, "CPU threads of torch; 0 means one per core", low=0, high=4096)
+    graphs: bool = setting(True, "on a GPU, run text models as CUDA graphs")
+    fused: bool = setting(True, "in graphs, replace the layers of BERT-like models by hand-fused ones")
+    compile: bool = setting(True, "in graphs, compile the layers of other text models")
 
 
 @dataclass(frozen=True)
@@ -187,7 +200,9 @@ def _build(
 def parse(raw: Any, kind: type, origin: str, about: Mapping[str, Any]) -> Any:
     """A value of `kind` from text or TOML, checked against the declaration; raises ConfigError naming `origin`."""
     value = raw
-    if isinstance(raw, str) and kind in (int, float):
+    if isinstance(raw, str) and kind is bool:
+        value = _BOOLS.get(raw.lower(), raw)
+    elif isinstance(raw, str) and kind in (int, float):
         try:
             value = kind(raw)
         except ValueError:
@@ -233,11 +248,16 @@ def reference() -> str:
         lines += ["| key | flag | environment | default | meaning |", "|---|---|---|---|---|"]
         for about in fields(kind):
             flagged = about.metadata["flag"]
-            flag = f"`--{about.name.replace('_', '-')}`" if flagged else ""
             variable = f"`{env_name(about.name)}`" if flagged else ""
-            default = "" if about.default in ("", MISSING) else f"`{about.default}`"
+            default = "" if about.default in ("", MISSING) else f"`{str(about.default).lower()}`"
+            flag = _flag(about.name, about.default) if flagged else ""
             lines.append(f"| `{about.name}` | {flag} | {variable} | {default} | {_meaning(about.metadata)} |")
     return "\n".join(lines) + "\n"
+
+
+def _flag(name: str, default: object) -> str:
+    flag = name.replace("_", "-")
+    return f"`--{flag}` `--no-{flag}`" if isinstance(default, bool) else f"`--{flag}`"
 
 
 def _meaning(about: Mapping[str, Any]) -> str:

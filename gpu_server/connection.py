@@ -96,7 +96,8 @@ class Connection:
         if len(self._calls) >= MAX_PENDING:
             raise Overloaded(f"{MAX_PENDING} requests of this process are already pending")
         header.id = next(self._ids).to_bytes(8, "little")
-        header.deadline_ms = max(1, int(min(timeout_s, MAX_TIMEOUT_S) * 1000))
+        timeout_s = min(timeout_s, MAX_TIMEOUT_S)
+        header.deadline_ms = max(1, int(timeout_s * 1000))
         future: Future[Reply] = Future()
         expires = time.monotonic() + timeout_s + DEADLINE_SLACK_S
         try:

@@ -31,7 +31,7 @@ from typing import Any, ClassVar
 class GPUServerError(Exception):
     """Base of everything this package raises on purpose; `exit_code` is what the command line exits with."""
 
-    exit_code: ClassVar[int] = 1
+    exit_code: int = 1
 
 
 class ConfigError(GPUServerError):
@@ -71,9 +71,13 @@ class AlreadyRunning(GPUServerError):
 
 
 class EngineStartFailed(GPUServerError):
-    """The engine process could not load or warm up its models."""
+    """The engine process could not load or warm up its models; `exit_code` is that of the cause, if it has one."""
 
     exit_code = 70
+
+    def __init__(self, message: str, exit_code: int = exit_code) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 class DeviceLost(GPUServerError):

@@ -18,9 +18,13 @@ _send = CompiledSocket.send
 
 
 def receive(socket: zmq.Socket[bytes]) -> list[bytes]:
-    """The frames of the next message; raises zmq.Again when there is none."""
+    """The frames of the next message; raises zmq.Again when there is none.
+
+    The first frame is an identity or a delimiter, which always has another behind it.
+    """
+    frames: list[bytes] = [_recv(socket, _NOBLOCK)]
     frame: Any = _recv(socket, _NOBLOCK, False)
-    frames: list[bytes] = [frame.bytes]
+    frames.append(frame.bytes)
     while frame.more:
         frame = _recv(socket, _NOBLOCK, False)
         frames.append(frame.bytes)

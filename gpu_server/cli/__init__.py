@@ -10,7 +10,7 @@ import click
 from gpu_server._version import __version__
 from gpu_server.errors import GPUServerError, RemoteError
 
-VERBS = ("config", "embed", "models", "start", "status", "stop")
+VERBS = ("bench", "config", "embed", "models", "start", "status", "stop")
 
 
 class Verbs(click.Group):

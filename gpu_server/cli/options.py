@@ -20,14 +20,30 @@ as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def settings(command: Command) -> Command:
     """Add a flag for every setting that has one; values stay text, `config.load` parses and checks them."""
     for kind in reversed(SECTIONS.values()):
-        for about in reversed(fields(kind)):
-            if about.metadata["flag"]:
-                default = f"  [default: {about.default}]" if about.default not in ("", None) else ""
-                text = about.metadata["help"] + default
-                command = click.option(
-                    f"--{about.name.replace('_', '-')}", about.name, metavar="VALUE", help=text
-                )(command)
+        command = _flags(kind)(command)
     return command
+
+
+def engine_settings(command: Command) -> Command:
+    """Add the flags of the engine's settings."""
+    return _flags(SECTIONS["engine"])(command)
+
+
+def _flags(kind: type) -> Callable[[Command], Command]:
+    def add(command: Command) -> Command:
+        for about in reversed(fields(kind)):
+            if not about.metadata["flag"]:
+                continue
+            default = f"  [default: {str(about.default).lower()}]" if about.default not in ("", None) else ""
+            text = about.metadata["help"] + default
+            flag = about.name.replace("_", "-")
+            if isinstance(about.default, bool):
+                command = click.option(f"--{flag}/--no-{flag}", about.name, default=None, help=text)(command)
+            else:
+                command = click.option(f"--{flag}", about.name, metavar="VALUE", help=text)(command)
+        return command
+
+    return add
 
 
 def client(url: str | None) -> Client:

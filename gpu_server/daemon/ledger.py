@@ -34,6 +34,7 @@ class Ledger:
     def remove(self, request: Request) -> None:
         """Forget a request whose reply is made."""
         self._open.pop((request.peer, request.id), None)
+        # Most are answered long before their deadline: cheaper to sweep them out now and then than one by one.
         if len(self._deadlines) > 1024 and len(self._deadlines) > 4 * len(self._open):
             self._deadlines = [entry for entry in self._deadlines if not entry[2].closed]
             heapq.heapify(self._deadlines)
@@ -50,12 +51,12 @@ class Ledger:
         """Open requests whose deadline has passed; each is returned once."""
         due = []
         heap = self._deadlines
-        while heap and (heap[0][0] <= now or heap[0][2].closed):
+        while heap and heap[0][0] <= now:
             request = heapq.heappop(heap)[2]
             if not request.closed:
                 due.append(request)
         return due
 
     def next_deadline(self) -> float | None:
-        """When `expired` may next return something; None if there is nothing open."""
+        """When `expired` may next return something; None if it will not."""
         return self._deadlines[0][0] if self._deadlines else None

@@ -48,7 +48,8 @@ class Router:
         try:
             self.socket.bind(endpoint)
         except zmq.ZMQError as error:
-            raise EndpointError(f"cannot bind {endpoint}: {error.strerror}") from None
+            self.socket.close(linger=0)
+            raise EndpointError(f"cannot bind {endpoint}: {zmq.strerror(error.errno or 0)}") from None
         finally:
             os.umask(previous)
 

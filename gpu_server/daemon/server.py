@@ -81,8 +81,8 @@ class Daemon:
                 self._shutdown()
         finally:
             self._instance.release()
-        if self._supervisor.state == "failed":
-            raise EngineStartFailed(self._supervisor.failure)
+        if self._supervisor.failure:
+            raise EngineStartFailed(self._supervisor.failure, self._supervisor.exit_code)
         return 0
 
     def _startup(self) -> None:
@@ -223,6 +223,9 @@ class Daemon:
             max_batch_items=engine.max_batch_items,
             batches_in_flight=engine.batches_in_flight,
             max_batch_bytes=self._config.limits.max_queue_bytes,
+            graphs=engine.graphs,
+            compiled=engine.compile,
+            fused=engine.fused,
             log_level=self._config.server.log_level,
             log_format=self._config.server.log_format,
             models=self._models,

@@ -131,14 +131,14 @@ class Service:
         """Put the batches of a lost engine back, once; requests that were lost before are answered."""
         if self._link is link:
             self._link = None
-        for batch in link.batches.values():
-            for request in self._scheduler.requeue(batch):
-                request.attempts += 1
-                if request.attempts >= MAX_ATTEMPTS:
-                    self._fail(
-                        request, EngineCrashed("the engine process died while it ran this request, twice")
-                    )
+        # One attempt a crash, also for a request with items in several batches.
+        lost = dict.fromkeys(r for batch in link.batches.values() for r in self._scheduler.requeue(batch))
         link.batches.clear()
+        for request in lost:
+            request.attempts += 1
+            if request.attempts >= MAX_ATTEMPTS:
+                twice = EngineCrashed("the engine process died while it ran this request, twice")
+                self._fail(request, twice)
 
     def dispatch(self) -> None:
         """Give the engine what it can take now: a partial batch when it is idle, full ones ahead of that."""
@@ -157,6 +157,8 @@ class Service:
 
     def batch_done(self, batch: Batch, header: ReplyHeader, outputs: Tensors) -> None:
         """Share a batch's answer out to its requests."""
+        # The engine first: it would stand idle for as long as the replies take.
+        self.dispatch()
         compute_us = header.timing.compute_us if header.timing is not msgspec.UNSET else 0
         self._count_batch(batch, compute_us)
         self._scheduler.learn(batch, compute_us / 1e6)

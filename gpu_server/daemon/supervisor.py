@@ -122,6 +122,8 @@ class Supervisor:
             self._give_up(reason, event.exit_code)
         else:
             self._schedule(reason)
+        # It has said all it will say; waiting for its exit would hold up everybody else.
+        link.kill()
         link.stop()
         link.close()
 

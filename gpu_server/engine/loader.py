@@ -41,21 +41,24 @@ class LoadedModel:
 def load(spec: ModelSpec, engine: EngineSpec, device: torch.device, progress: Progress) -> LoadedModel:
     """Load and warm one model; `progress(phase, done)` gets a part of 1. Raises ConfigError or what the model raises."""
     progress(f"loading {spec.name}", 0.0)
-    model = _make(spec)
+    model = _make(spec, engine)
     model.load(device)
     info = _describe(model, spec, engine, device)
     model.max_batch_tokens, model.max_batch_items = info.max_batch_tokens, info.max_batch_items
     runner = Runner(model, device)
-    progress(f"warming up {spec.name}", 0.6)
+    warming = f"warming up {spec.name}"
+    progress(warming, 0.6)
 
     def run(inputs: dict[str, Tensor]) -> None:
         runner.run(inputs)
 
+    model.progress = lambda done: progress(warming, 0.6 + 0.4 * done)  # type: ignore[method-assign]
     model.warm_up(run)
+    model.describe(info)
     return LoadedModel(model, runner, info)
 
 
-def _make(spec: ModelSpec) -> Model:
+def _make(spec: ModelSpec, engine: EngineSpec) -> Model:
     if source.kind_of(spec.source) != "class":
         from gpu_server.models.text.embedding import EmbeddingModel
 
@@ -65,6 +68,9 @@ def _make(spec: ModelSpec) -> Model:
             dtype=spec.dtype,
             pooling=spec.pooling,
             max_length=spec.max_length,
+            graphs=engine.graphs,
+            compiled=engine.compiled,
+            fused=engine.fused,
         )
     source.search_current_folder()
     module, _, name = spec.source.partition(":")

@@ -38,6 +38,9 @@ class Model:
     max_batch_tokens: int | None = None
     max_batch_items: int | None = None
 
+    def progress(self, done: float) -> None:
+        """Say how far a long `load` or `warm_up` is, as a part of 1; the engine replaces this with its own."""
+
     def load(self, device: torch.device) -> None:
         """Load weights onto `device`; runs once, in the engine process. Raise GPUServerError for a clean message."""
         raise TypeError(f"{type(self).__name__} must define load(device)")

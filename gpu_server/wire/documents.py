@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
@@ -104,6 +104,11 @@ class Status(msgspec.Struct, kw_only=True):
 
 Document = TypeVar("Document", Hello, Status, ModelInfo)
 
+# Made at import: msgspec looks into a type on its first use, and two threads that do so at once end the process.
+_DECODERS: dict[type, msgspec.json.Decoder[Any]] = {
+    kind: msgspec.json.Decoder(kind) for kind in (Hello, Status, ModelInfo)
+}
+
 
 def to_json(document: Hello | Status | ModelInfo) -> bytes:
     """Encode a document as UTF-8 JSON."""
@@ -112,4 +117,5 @@ def to_json(document: Hello | Status | ModelInfo) -> bytes:
 
 def from_json(kind: type[Document], data: bytes | str) -> Document:
     """Decode a document of `kind`; raises msgspec.DecodeError."""
-    return msgspec.json.decode(data, type=kind)
+    decoded: Document = _DECODERS[kind].decode(data)
+    return decoded

@@ -36,6 +36,9 @@ class EngineSpec(msgspec.Struct, kw_only=True):
     max_batch_items: int
     batches_in_flight: int
     max_batch_bytes: int
+    graphs: bool
+    compiled: bool
+    fused: bool
     log_level: str
     log_format: str
     models: tuple[ModelSpec, ...]

@@ -66,7 +66,7 @@ class Stack:
 
     def __init__(self, folder: Path) -> None:
         self.folder = model_folder()
-        self.daemon = RunningDaemon(f"ipc://{folder}/s", self.folder)
+        self.daemon = RunningDaemon(f"ipc://{folder}/s", self.folder, folder=ROOT)
         self.socket = folder / "web"
         self.url = "http://127.0.0.1:8917"
         self.web = subprocess.Popen(
@@ -161,11 +161,11 @@ def test_the_driver_sees_one_compute_process(stack: Stack) -> None:
 
 
 def test_killing_the_daemon_frees_the_gpu(daemon: object, tmp_path: Path, own_endpoint: str) -> None:
-    running = RunningDaemon(own_endpoint, model_folder()).wait_ready()
+    running = RunningDaemon(own_endpoint, model_folder(), folder=ROOT).wait_ready()
     engine = running.engine_pid()
     running.process.kill()
     until(lambda: not alive(engine), "engine ends", wait_s=2)
-    again = RunningDaemon(own_endpoint, model_folder()).wait_ready()
+    again = RunningDaemon(own_endpoint, model_folder(), folder=ROOT).wait_ready()
     assert again.client.embed("hello").shape == (1, 384)
     again.kill()
 

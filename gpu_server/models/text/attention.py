@@ -58,13 +58,15 @@ def attend(
     is_causal: bool | None = None,
     sliding_window: int | None = None,
     layout: Layout | None = None,
+    bounds: tuple[torch.Tensor, torch.Tensor] | None = None,
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
     """Transformers' attention function: query `[1, heads, tokens, dim]` to `[1, tokens, heads, dim]`, and no weights.
 
-    `layout` comes with the model call's keyword arguments. Raises CannotPack on what it does not honour.
+    `layout`, or inside a graph each token's key `bounds`, comes with the model call's keyword arguments. Raises CannotPack
+    on what it does not honour.
     """
-    if layout is None or attention_mask is not None:
+    if (layout is None and bounds is None) or attention_mask is not None:
         raise CannotPack("the model passes no layout, or its own mask, to its attention")
     for name in ("softcap", "s_aux", "position_bias"):
         if options.get(name) is not None:
@@ -75,13 +77,16 @@ def attend(
         reach=_reach(sliding_window, layout),
     )
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+    if bounds is not None:
+        return _tiled(q, k, v, bounds, rule)[None], None
+    assert layout is not None
     kernel = _varlen if _flash_can(q, v, rule) else _per_length
     return kernel(q, k, v, layout, rule)[None], None
 
 
-def _reach(sliding_window: int | None, layout: Layout) -> int | None:
+def _reach(sliding_window: int | None, layout: Layout | None) -> int | None:
     """How many tokens away a token may look: Transformers' window counts the token itself, on either side alike."""
-    if sliding_window is None or sliding_window >= layout.longest:
+    if sliding_window is None or (layout is not None and sliding_window >= layout.longest):
         return None
     return sliding_window - 1
 
@@ -92,6 +97,19 @@ def _flash_can(q: torch.Tensor, v: torch.Tensor, rule: Rule) -> bool:
     dim = q.shape[-1]
     fits = dim == v.shape[-1] and dim % 8 == 0 and dim <= _FLASH_MAX_HEAD_DIM
     return fits and (rule.reach is None or "window_size" in _VARLEN_OPTIONS)
+
+
+def _tiled(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bounds: tuple[torch.Tensor, torch.Tensor], rule: Rule
+) -> torch.Tensor:
+    """Token-tiled attention, whose launch depends on the number of tokens alone."""
+    from gpu_server.models.text.kernel import NO_REACH, tiled_attention
+
+    if q.shape[-1] != v.shape[-1]:
+        raise CannotPack("values are of another size than keys")
+    reach = NO_REACH if rule.reach is None else rule.reach
+    out: torch.Tensor = tiled_attention(q, k, v, *bounds, rule.scale, rule.causal, reach)
+    return out
 
 
 def _varlen(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: Layout, rule: Rule) -> torch.Tensor:

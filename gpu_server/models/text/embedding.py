@@ -14,11 +14,14 @@ from gpu_server.errors import ConfigError, InvalidRequest
 from gpu_server.models.base import Model
 from gpu_server.models.text import checkpoint, encoder, selfcheck, source
 from gpu_server.models.text.batch import Batch
+from gpu_server.models.text.forward import Forward
+from gpu_server.models.text.graphs import Staged
 from gpu_server.models.text.pooling import pool
 from gpu_server.wire.documents import ModelInfo, TextInfo
 from gpu_server.wire.tensor import Tensor
 
 _FULL_BATCH_TOKENS = ModelInfo(name="").max_batch_tokens
+_FULL_BATCH_ITEMS = ModelInfo(name="").max_batch_items
 # A CPU has no kernels to load for each new shape.
 _CPU_WARM_UP_TOKENS = 64
 
@@ -28,7 +31,8 @@ class EmbeddingModel(Model):
 
     source: a folder or a hub id; "" means all-MiniLM-L6-v2. revision: of a hub id. dtype: auto, float32, float16 or
     bfloat16. pooling: cls, mean or lasttoken; "" means as the model's files say. max_length: tokens of the longest item;
-    0 means as they say.
+    0 means as they say. graphs, compiled, fused: on a GPU, run as CUDA graphs, of
+    hand-fused layers where the family has them, else of compiled ones.
     """
 
     inputs: ClassVar[Mapping[str, tuple[str, tuple[int, ...]]]] = {"input_ids": ("i32", (-1,))}
@@ -44,6 +48,9 @@ class EmbeddingModel(Model):
         dtype: str = "auto",
         pooling: str = "",
         max_length: int = 0,
+        graphs: bool = True,
+        compiled: bool = True,
+        fused: bool = True,
     ) -> None:
         if pooling and pooling not in checkpoint.POOLINGS:
             raise ConfigError(f"pooling {pooling} must be one of {', '.join(checkpoint.POOLINGS)}")
@@ -52,6 +59,9 @@ class EmbeddingModel(Model):
         self._dtype = dtype
         self._wanted_pooling = cast(checkpoint.Pooling, pooling) if pooling else None
         self._wanted_length = max_length
+        self._wants_graphs = graphs
+        self._wants_compiled = compiled
+        self._wants_fused = fused
 
     def load(self, device: torch.device) -> None:
         """Find, read, load and check the model. Raises ConfigError or EngineStartFailed."""
@@ -63,8 +73,9 @@ class EmbeddingModel(Model):
         self._max_length = self._limit_length(facts)
         selfcheck.choose(self._encoder, self._max_length)
         self.padded = self._encoder.runs == "padded"
+        self._forward = Forward(self._encoder, self._head)
 
-    def collate(self, inputs: Mapping[str, Tensor], device: torch.device) -> Batch:
+    def collate(self, inputs: Mapping[str, Tensor], device: torch.device) -> Batch | Staged:
         """Check ids and lengths, and move them to the device. Raises InvalidRequest naming the first item that is wrong.
 
         An id outside the vocabulary would be a device-side assertion, which ends the engine process.
@@ -76,10 +87,10 @@ class EmbeddingModel(Model):
         offsets = np.asarray(tensor.offsets, dtype=np.int64)
         lengths = np.diff(offsets)
         self._check(ids, offsets, lengths)
-        return self._encoder.pack(ids, lengths)
+        return self._forward.pack(ids, lengths)
 
     def forward(
-        self, batch: Batch, *, normalize: bool | None = None, dimensions: int = 0
+        self, batch: Batch | Staged, *, normalize: bool | None = None, dimensions: int = 0
     ) -> Mapping[str, torch.Tensor]:
         """`{"embedding": float32 [items, dimensions]}`.
 
@@ -88,13 +99,24 @@ class EmbeddingModel(Model):
         """
         size = self._encoder.hidden_size
         _check_params(normalize, dimensions, size)
-        vectors = pool(self._encoder(batch), batch.layout, self._pooling)[:, : dimensions or size]
-        if self._facts.normalize if normalize is None else normalize:
-            return {"embedding": torch.nn.functional.normalize(vectors, dim=-1)}
-        return {"embedding": vectors.contiguous()}
+        vectors, unit = self._forward(batch)
+        wants_unit = self._facts.normalize if normalize is None else normalize
+        if dimensions in (0, size):
+            return {"embedding": unit if wants_unit else vectors}
+        vectors = vectors[:, :dimensions]
+        return {"embedding": normalized(vectors) if wants_unit else vectors.contiguous()}
 
     def warm_up(self, run: Any) -> None:
-        """Run one token, then ever larger batches up to a full one."""
+        """Capture the graphs where there are any; then run one token, and ever larger batches up to a full one."""
+        if self._wants_graphs and self._forward.can_capture():
+            self._forward.capture(
+                max_tokens=self.max_batch_tokens or _FULL_BATCH_TOKENS,
+                max_items=self.max_batch_items or _FULL_BATCH_ITEMS,
+                max_length=self._max_length,
+                compiled=self._wants_compiled,
+                fused=self._wants_fused,
+                progress=self.progress,
+            )
         on_cpu = self._encoder.device.type == "cpu"
         full = _CPU_WARM_UP_TOKENS if on_cpu else self.max_batch_tokens or _FULL_BATCH_TOKENS
         tokens = 1
@@ -120,11 +142,21 @@ class EmbeddingModel(Model):
         info.dimensions = self._encoder.hidden_size
         info.pooling = self._pooling
         info.normalize = facts.normalize
-        info.runs = self._encoder.runs
+        info.runs = self._forward.runs
+
+    @property
+    def encoder_model(self) -> Any:
+        """The Transformers model."""
+        return self._encoder.model
 
     def tokenizer_json(self) -> bytes:
         """The tokenizer.json that makes this model's token ids."""
         return self._facts.tokenizer_json
+
+    def _head(self, hidden: torch.Tensor, offsets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Pooled vectors as they are, and of unit length; both float32 `[items, dimensions]`."""
+        vectors = pool(hidden, offsets, self._pooling)
+        return vectors, normalized(vectors)
 
     def _limit_length(self, facts: checkpoint.Checkpoint) -> int:
         positions = facts.positions - self._encoder.first_position
@@ -148,6 +180,11 @@ class EmbeddingModel(Model):
                 f"input {item} has a token id outside 0 … {self._encoder.vocab_size - 1}",
                 {"item": item, "limit": "vocab_size"},
             )
+
+
+def normalized(vectors: torch.Tensor) -> torch.Tensor:
+    """Each row at unit length."""
+    return torch.nn.functional.normalize(vectors, dim=-1)
 
 
 def _check_params(normalize: object, dimensions: object, size: int) -> None:

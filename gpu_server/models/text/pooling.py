@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import torch
 
-from gpu_server.models.text.batch import Layout
 from gpu_server.models.text.checkpoint import Pooling
 
 
-def pool(hidden: torch.Tensor, layout: Layout, pooling: Pooling) -> torch.Tensor:
-    """Pool flat hidden states `[tokens, dim]` of any dtype to float32 `[items, dim]`."""
-    offsets = layout.offsets
+def pool(hidden: torch.Tensor, offsets: torch.Tensor, pooling: Pooling) -> torch.Tensor:
+    """Pool flat hidden states `[tokens, dim]` of any dtype to float32 `[items, dim]`.
+
+    offsets: `[items + 1]`, where each item begins; an item without tokens (padding of a graph) gets any finite row.
+    """
     if pooling == "cls":
-        return hidden.index_select(0, offsets[:-1]).float()
+        return hidden.index_select(0, offsets[:-1].clamp(max=len(hidden) - 1)).float()
     if pooling == "lasttoken":
-        return hidden.index_select(0, offsets[1:] - 1).float()
+        return hidden.index_select(0, (offsets[1:] - 1).clamp(min=0)).float()
     # unsafe skips a check of the offsets that would wait for the device.
     return torch.segment_reduce(
         hidden.float(), "mean", offsets=offsets.long(), axis=0, unsafe=True, initial=0

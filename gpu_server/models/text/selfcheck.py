@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,11 @@ _TOLERANCE = {torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 _LONGEST_PROBE = 512
 _NEIGHBOUR = 1
 
+Probe = tuple[NDArray[np.int32], NDArray[np.int64]]
+"""Ids laid end to end, and the lengths of their sequences."""
+States = Callable[[torch.Tensor, torch.Tensor, tuple[torch.Tensor, torch.Tensor]], torch.Tensor]
+"""ids and positions int64 `[tokens]` and each token's key bounds, to hidden states `[tokens, hidden_size]`."""
+
 
 @torch.inference_mode()
 def choose(encoder: Encoder, max_length: int) -> None:
@@ -24,8 +31,7 @@ def choose(encoder: Encoder, max_length: int) -> None:
 
     Raises EngineStartFailed if the model gives no finite numbers in its dtype, or is wrong in a padded batch too.
     """
-    lengths = _lengths(encoder, max_length)
-    ids = _random_ids(encoder, int(lengths.sum()))
+    ids, lengths = probe(encoder, max_length)
     encoder.use("padded")
     alone = [encoder(one) for one in _each(encoder, ids, lengths)]
     dtype = str(encoder.dtype).removeprefix("torch.")
@@ -36,6 +42,41 @@ def choose(encoder: Encoder, max_length: int) -> None:
     encoder.use("padded")
     if not _agrees(encoder(encoder.pack(ids, lengths)), alone):
         raise EngineStartFailed(f"the model does not give the same numbers in a batch as alone ({dtype})")
+
+
+def probe(encoder: Encoder, max_length: int) -> Probe:
+    """Random ids of a few sequences laid end to end, and their lengths."""
+    lengths = _lengths(encoder, max_length)
+    return _random_ids(encoder, int(lengths.sum())), lengths
+
+
+def outputs_agree(got: Sequence[torch.Tensor], want: Sequence[torch.Tensor], dtype: torch.dtype) -> bool:
+    """Whether two ways to run give the same outputs, row by row, within what `dtype` allows."""
+    return all(
+        bool((row_errors(a, b) <= _TOLERANCE[dtype]).all()) and len(a) == len(b)
+        for a, b in zip(got, want, strict=True)
+    )
+
+
+def errors_to_float32(encoder: Encoder, probe: Probe, states: States) -> tuple[float, float]:
+    """Relative error of the encoder's own forward, and of `states`, to the same weights in float32."""
+    ids, lengths = probe
+    wide = Encoder(copy.deepcopy(encoder.model).float(), encoder.device)
+    wide.use(encoder.runs)
+    want = torch.cat([wide(one) for one in _each(wide, ids, lengths)])
+    batch = encoder.pack(ids, lengths)
+    ends = torch.from_numpy(np.repeat(np.cumsum(lengths), lengths).astype(np.int32)).to(encoder.device)
+    starts = ends - torch.from_numpy(np.repeat(lengths, lengths).astype(np.int32)).to(encoder.device)
+    return _distance(encoder(batch), want), _distance(
+        states(batch.ids, batch.positions, (starts, ends)), want
+    )
+
+
+def row_errors(got: torch.Tensor, want: torch.Tensor) -> torch.Tensor:
+    """Norm of the difference over the norm, for each row; NaN if either holds one."""
+    apart = (got.float() - want.float()).flatten(1).norm(dim=1)
+    errors: torch.Tensor = apart / want.float().flatten(1).norm(dim=1).clamp_min(1e-12)
+    return errors
 
 
 def _packs(

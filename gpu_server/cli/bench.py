@@ -1,0 +1,57 @@
+"""`gpu-server bench`: time the engine on this machine."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from typing import Any
+
+import click
+import msgspec
+
+from gpu_server import config
+from gpu_server.cli import options
+
+WIDTH = 24
+
+
+@click.group("bench")
+def command() -> None:
+    """Time parts of the server on this machine."""
+
+
+@command.command("forward")
+@click.argument("model", required=False, default="")
+@click.option("--shape", default="", help="Random weights in a known shape: minilm, bert-base, bert-large, …")
+@options.as_json
+@options.engine_settings
+def forward(model: str, shape: str, as_json: bool, **flags: Any) -> None:
+    """Load MODEL in this process and time its batches, its latency and the device's matmul ceiling."""
+    settings = config.load(flags=flags).engine
+    report = import_module("gpu_server.engine.bench").run(model, shape, settings, show)
+    show("", 1.0)
+    click.echo(msgspec.json.encode(report).decode() if as_json else table(report))
+
+
+def show(what: str, done: float) -> None:
+    """A progress bar on a terminal."""
+    if sys.stderr.isatty():
+        filled = int(done * WIDTH)
+        bar = f"[{'█' * filled}{'·' * (WIDTH - filled)}] {what}" if what else ""
+        click.echo(f"\r\033[K{bar}", err=True, nl=False)
+
+
+def table(report: Any) -> str:
+    """The report as text."""
+    lines = [
+        f"{report.model}: {report.dtype}, {report.runs}, on {report.device}, torch {report.torch}",
+        f"matmul ceiling {report.ceiling_tflops:.3g} TFLOP/s; load and warm-up {report.load_s:.1f} s; "
+        f"device memory {report.memory_mib:.0f} MiB",
+        f"one text of 16 tokens: p50 {report.single_p50_us:.0f} us, p99 {report.single_p99_us:.0f} us",
+        f"{'tokens':>8} {'items':>6} {'us/batch':>10} {'Mtok/s':>8} {'of ceiling':>11}",
+    ]
+    for row in report.rows:
+        lines.append(
+            f"{row.tokens:8} {row.items:6} {row.batch_us:10.0f} {row.tokens_per_s / 1e6:8.3f} {row.ceiling_share:11.1%}"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,69 @@
+"""Which device is chosen, and which errors mean that it is lost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from gpu_server.engine import device as devices
+from gpu_server.errors import ConfigError
+
+without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="speaks of a machine without a GPU")
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    before, grad = torch.get_num_threads(), torch.is_grad_enabled()
+    yield
+    torch.set_num_threads(before)
+    torch.set_grad_enabled(grad)
+
+
+@without_gpu
+def test_auto_is_the_cpu_where_there_is_no_gpu() -> None:
+    assert devices.choose("auto") == torch.device("cpu")
+
+
+def test_auto_is_the_first_gpu_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert str(devices.choose("auto")) == "cuda:0"
+    assert str(devices.choose("cuda")) == "cuda:0"
+    assert str(devices.choose("cuda:1")) == "cuda:1"
+    with pytest.raises(ConfigError, match="'cuda:2' is not there: torch sees 2 CUDA devices"):
+        devices.choose("cuda:2")
+
+
+@without_gpu
+def test_a_gpu_that_is_not_there() -> None:
+    with pytest.raises(ConfigError, match="'cuda' is not there: torch sees 0 CUDA devices"):
+        devices.choose("cuda")
+
+
+@pytest.mark.parametrize("wanted", ["", "gpu", "cuda:x", "cpu:-3"])
+def test_a_device_torch_does_not_know(wanted: str) -> None:
+    with pytest.raises(ConfigError, match="is not one torch knows"):
+        devices.choose(wanted)
+
+
+def test_preparing_the_cpu(threads: None) -> None:
+    devices.prepare(torch.device("cpu"), 1)
+    assert torch.get_num_threads() == 1
+    assert not torch.is_grad_enabled()
+    assert devices.describe(torch.device("cpu")) == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("error", "full", "lost"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), True, False),
+        (torch.AcceleratorError("CUDA error: device-side assert triggered"), False, True),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), False, True),
+        (RuntimeError("shapes do not match"), False, False),
+        (ValueError("CUDA error"), False, False),
+    ],
+)
+def test_kinds_of_errors(error: Exception, full: bool, lost: bool) -> None:
+    assert (devices.is_out_of_memory(error), devices.is_lost(error)) == (full, lost)

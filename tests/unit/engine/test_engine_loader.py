@@ -1,0 +1,161 @@
+"""From a spec to a warmed model: any class with load and forward; what it declares wrongly is said plainly."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from gpu_server.engine import loader
+from gpu_server.engine.loader import LoadedModel
+from gpu_server.errors import ConfigError, ModelClassError
+from gpu_server.wire import Tensor
+from gpu_server.wire.events import EngineSpec, ModelSpec
+
+CPU = torch.device("cpu")
+MODULE = "user_models"
+DUCK = """
+import torch
+
+class Duck:
+    inputs = {"x": ("f32", (2,))}
+
+    def load(self, device):
+        self.layer = torch.nn.Linear(2, 3, device=device)
+
+    def forward(self, batch):
+        return self.layer(batch["x"])
+"""
+BASE = """
+class Model:
+    def load(self, device): pass
+    def forward(self, batch): return batch["x"]
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, MODULE, raising=False)
+    return tmp_path
+
+
+def load(
+    folder: Path, text: str, name: str = "Model", progress: Any = lambda *_: None, **spec: Any
+) -> LoadedModel:
+    (folder / f"{MODULE}.py").write_text(text)
+    importlib.invalidate_caches()
+    sys.modules.pop(MODULE, None)
+    model = ModelSpec(name="served", source=f"{MODULE}:{name}", **spec)
+    engine = EngineSpec(
+        endpoint="", device="cpu", threads=1, max_batch_tokens=100, max_batch_items=10, batches_in_flight=2,
+        max_batch_bytes=1, graphs=False, compiled=False, fused=False, log_level="info", log_format="text", models=(model,),
+    )  # fmt: skip
+    return loader.load(model, engine, CPU, progress)
+
+
+def test_any_class_with_load_and_forward_will_do(folder: Path) -> None:
+    steps: list[tuple[str, float]] = []
+    loaded = load(folder, DUCK, "Duck", lambda *step: steps.append(step))
+    outputs, errors = loaded.runner.run({"x": Tensor("f32", (4, 2), bytes(32))})
+    assert (outputs["output"].shape, errors) == ((4, 3), [])
+    info = loaded.info
+    assert (info.name, info.source, info.device, info.kind) == ("served", f"{MODULE}:Duck", "cpu", "custom")
+    assert [(i.name, i.dtype, i.shape) for i in info.inputs] == [("x", "f32", (2,))]
+    assert (info.cost, info.padded, info.max_batch_tokens, info.max_batch_items) == (1, False, 100, 10)
+    assert [phase for phase, _ in steps] == ["loading served", "warming up served"]
+    assert [done for _, done in steps] == sorted(done for _, done in steps)
+
+
+def test_budgets_come_from_the_spec_then_the_class_then_the_engine(folder: Path) -> None:
+    text = BASE + "    max_batch_tokens = 7\n"
+    assert load(folder, text).info.max_batch_tokens == 7
+    assert load(folder, text, max_batch_tokens=5, max_batch_items=3).info.max_batch_tokens == 5
+    assert load(folder, text).info.max_batch_items == 10
+
+
+def test_it_is_warmed_up_with_its_example_once(folder: Path) -> None:
+    text = BASE + "    runs = []\n    def example(self): return {'x': [1.0, 2.0]}\n"
+    text = text.replace("return batch", "self.runs.append(batch['x'].shape); return batch")
+    assert load(folder, text).model.runs == [torch.Size([1, 2])]  # type: ignore[attr-defined]
+
+
+def test_an_error_in_load_or_warm_up_is_passed_on(folder: Path) -> None:
+    with pytest.raises(ZeroDivisionError):
+        load(folder, BASE.replace("device): pass", "device): 1 / 0"))
+    broken = BASE.replace('return batch["x"]', "1 / 0")
+    with pytest.raises(Exception, match="the model raised ZeroDivisionError"):
+        load(folder, broken + "    def example(self): return {'x': [1.0]}\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("Model = 3", "'Model' is not a class of module"),
+        ("", "'Model' is not a class of module"),
+        ("class Model:\n    def load(self, device): ...", r"has no method forward\(\)"),
+        ("class Model:\n    forward = 3\n    def load(self, device): ...", r"has no method forward\(\)"),
+        ("class Model:\n    def forward(self, batch): ...", r"has no method load\(\)"),
+    ],
+)
+def test_what_is_no_model(folder: Path, text: str, reason: str) -> None:
+    with pytest.raises(ModelClassError, match=reason):
+        load(folder, text)
+
+
+@pytest.mark.parametrize(
+    ("declaration", "reason"),
+    [
+        ("inputs = {'x': ('float32', ())}", "input 'x' has dtype 'float32'; known: bool, i8"),
+        ("inputs = {'x': ('f32', (2, -1))}", r"input 'x' has shape \(2, -1\); only the first may be"),
+        ("inputs = {'x': ('f32', (-2,))}", "only the first may be"),
+        ("inputs = {'x': 'f32'}", r"input 'x' must be declared as \(dtype, shape of an item\)"),
+        ("inputs = {'x': ('f32', 3)}", "must be declared as"),
+        ("inputs = {'x': ('f32', (None,))}", "must be declared as"),
+        ("cost = 0", "cost is 0; it must be at least 1"),
+        ("cost = 'x'", "cost names 'x', which is not a declared input of any length"),
+        ("inputs = {'x': ('f32', (3,))}; cost = 'x'", "not a declared input of any length"),
+        ("cost = 1.5", "a declaration has the wrong type"),
+        ("padded = 'yes'", "a declaration has the wrong type"),
+        ("params = {'p': [1, 2]}", "a declaration has the wrong type"),
+        ("params = {'p': object()}", "a declaration has the wrong type"),
+        ("params = {3: 1}", "a declaration has the wrong type"),
+        ("max_batch_tokens = -1", "max_batch_tokens is -1; it must be at least 1"),
+        ("max_batch_items = 2.5", "a declaration has the wrong type"),
+        ("def describe(self, info): info.dimensions = 'many'", "a declaration has the wrong type"),
+    ],
+)
+def test_wrong_declarations(folder: Path, declaration: str, reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason) as error:
+        load(folder, f"{BASE}    {declaration}\n")
+    assert f"{MODULE}:Model" in str(error.value)
+
+
+TEXT = """
+    inputs = {"input_ids": ("i32", (-1,))}
+    cost = "input_ids"
+    def tokenizer_json(self): return b"{}"
+    def describe(self, info):
+        from gpu_server.wire.documents import TextInfo
+        info.text = TextInfo(digest="", max_length=4, vocab_size=10)
+"""
+
+
+def test_a_text_model_must_have_ids_and_a_tokenizer(folder: Path) -> None:
+    assert load(folder, BASE + TEXT).info.text
+    with pytest.raises(ConfigError, match="takes one input, input_ids"):
+        load(folder, BASE + TEXT.replace('"i32"', '"i64"'))
+    with pytest.raises(ConfigError, match="must give its tokenizer_json"):
+        load(folder, BASE + TEXT.replace('b"{}"', "None"))
+
+
+def test_the_version_changes_with_the_file_and_the_settings(folder: Path) -> None:
+    first = load(folder, BASE).info.version
+    assert load(folder, BASE + "# longer\n").info.version != first
+    assert len(first) == 12
+    assert load(folder, BASE, dtype="float16").info.version != first

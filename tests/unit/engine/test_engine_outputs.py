@@ -1,0 +1,107 @@
+"""What a forward returned becomes wire tensors of one row an item."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from gpu_server.engine import outputs
+from gpu_server.errors import ModelFailed
+from gpu_server.wire import Tensor
+
+
+def finish(value: Any, items: int, check_finite: bool = False) -> tuple[Tensor, list[int]]:
+    tensors, errors = outputs.finish(outputs.stage({"y": value}), items, check_finite)
+    return tensors["y"], [error.item for error in errors]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "wire"),
+    [
+        (torch.float32, "f32"), (torch.float16, "f16"), (torch.float64, "f64"), (torch.bfloat16, "f32"),
+        (torch.int64, "i64"), (torch.int32, "i32"), (torch.uint8, "u8"), (torch.bool, "bool"),
+    ],
+)  # fmt: skip
+def test_dense_tensors(dtype: torch.dtype, wire: str) -> None:
+    value = torch.tensor([[0, 1], [1, 0]]).to(dtype)
+    tensor, _ = finish(value, 2)
+    assert (tensor.dtype, tensor.shape) == (wire, (2, 2))
+    assert tensor.to_numpy().astype(int).tolist() == [[0, 1], [1, 0]]
+
+
+def test_layouts_that_are_not_row_major() -> None:
+    value = torch.arange(6.0).reshape(2, 3)
+    for view in (value.T, value[:, ::2], value.expand(2, 3), value[::1].flip(0)):
+        tensor, _ = finish(view, len(view))
+        np.testing.assert_array_equal(tensor.to_numpy(), view.numpy())
+
+
+def test_tensors_with_a_gradient() -> None:
+    assert finish(torch.ones(2, requires_grad=True), 2)[0].items == 2
+
+
+def test_empty_dimensions() -> None:
+    assert finish(torch.zeros(3, 0), 3)[0].shape == (3, 0)
+
+
+def test_lists_of_tensors_are_ragged_even_when_equal() -> None:
+    tensor, _ = finish([torch.tensor([1, 2]), torch.tensor([3, 4])], 2)
+    assert (tensor.shape, tensor.lengths()) == ((2, -1), [2, 2])
+    half, _ = finish([torch.ones(1, 2, dtype=torch.bfloat16), torch.ones(0, 2, dtype=torch.bfloat16)], 2)
+    assert (half.dtype, half.shape, half.lengths()) == ("f32", (2, -1, 2), [1, 0])
+
+
+def test_other_values() -> None:
+    assert finish(["a", "ü"], 2)[0].strings() == ["a", "ü"]
+    assert finish([b"\0", b""], 2)[0].raw_strings() == [b"\0", b""]
+    assert finish(np.arange(2), 2)[0].dtype == "i64"
+    assert finish([0.5, 1.5], 2)[0].dtype == "f32"
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (torch.zeros(3), "'y' has 3 rows for 2 items"),
+        (["a"], "'y' has 1 rows for 2 items"),
+        (torch.tensor(1.0), "a scalar has no rows"),
+        (torch.zeros(2, dtype=torch.complex64), "no wire form"),
+        (torch.zeros(2, 1, 1, 1, 1, 1, 1, 1, 1), "no wire form"),
+        ([torch.zeros(1, 2), torch.zeros(1, 3)], "must agree in every dimension"),
+        (["a", b"b"], "only str, or only bytes"),
+        ([None, None], "numbers expected"),
+    ],
+)
+def test_what_has_no_wire_form_is_named(value: object, reason: str) -> None:
+    with pytest.raises(ModelFailed, match=reason):
+        finish(value, 2)
+
+
+def test_no_outputs_at_all() -> None:
+    with pytest.raises(ModelFailed, match="returned no outputs"):
+        outputs.finish({}, 2, False)
+
+
+def test_rows_that_are_not_finite() -> None:
+    value = torch.zeros(4, 2)
+    assert finish(value, 4, check_finite=True)[1] == []
+    value[1, 1], value[2, 0] = float("nan"), float("-inf")
+    assert finish(value, 4, check_finite=True)[1] == [1, 2]
+    assert finish(value, 4)[1] == []
+    ragged = [torch.tensor([1.0]), torch.tensor([]), torch.tensor([float("nan")])]
+    assert finish(ragged, 3, check_finite=True)[1] == [2]
+
+
+def test_sums_that_overflow_and_opposite_infinities_are_looked_at_closely() -> None:
+    large = torch.full((3, 2), 1e308, dtype=torch.float64)
+    assert finish(large, 3, check_finite=True)[1] == []
+    opposite = torch.tensor([[float("inf"), float("-inf")], [1.0, 1.0]])
+    assert finish(opposite, 2, check_finite=True)[1] == [0]
+
+
+def test_an_item_bad_in_two_outputs_is_one_error() -> None:
+    bad = torch.tensor([float("nan"), 0.0])
+    _, errors = outputs.finish(outputs.stage({"a": bad, "b": bad}), 2, True)
+    assert [error.item for error in errors] == [0]

@@ -1,0 +1,153 @@
+"""Captured forwards: every bucket, fill and neighbour gives what the direct forward gives. Most of it needs CUDA."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from gpu_server.models.text.attention import attend
+from gpu_server.models.text.compiling import compile_layers
+from gpu_server.models.text.embedding import EmbeddingModel
+from gpu_server.models.text.graphs import ladder
+from gpu_server.wire.documents import ModelInfo
+from gpu_server.wire.tensor import Tensor
+
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+MAX_TOKENS, MAX_ITEMS = 1024, 400
+GRAPHED = [
+    "bert",
+    "roberta",
+    "distilbert",
+    "modernbert",
+    "nomic_bert",
+    "qwen3",
+    "mistral",
+    "gemma3_text",
+    "albert",
+]
+FUSED = ["bert", "roberta"]
+Row = NDArray[np.int32]
+
+
+@pytest.mark.parametrize(
+    ("most", "sizes"), [(16, [16]), (100, [16, 32, 64, 100]), (600, [16, 32, 64, 128, 256, 384, 512, 600])]
+)
+def test_a_ladder_ends_at_the_largest_batch(most: int, sizes: list[int]) -> None:
+    assert ladder(most) == sizes
+
+
+def test_a_full_ladder_wastes_at_most_half() -> None:
+    sizes = ladder(16_384)
+    assert all(after / before <= 2 for before, after in itertools.pairwise(sizes))
+    assert all(after / before <= 1.5 for before, after in itertools.pairwise(sizes) if before >= 256)
+
+
+def test_shared_layers_are_not_compiled(make_model: Callable[..., Path]) -> None:
+    from transformers import AutoModel
+
+    assert compile_layers(AutoModel.from_pretrained(make_model("albert"))) == 0
+
+
+def started(folder: Path, **options: object) -> EmbeddingModel:
+    model = EmbeddingModel(str(folder), dtype="float16", **options)  # type: ignore[arg-type]
+    model.load(torch.device("cuda"))
+    model.max_batch_tokens, model.max_batch_items = MAX_TOKENS, MAX_ITEMS
+    model.warm_up(lambda inputs: run(model, Tensor.rows(inputs["input_ids"])))
+    return model
+
+
+@torch.inference_mode()
+def run(model: EmbeddingModel, rows: list[Row]) -> torch.Tensor:
+    batch = model.collate({"input_ids": Tensor.from_rows(rows)}, torch.device("cuda"))
+    return model.forward(batch)["embedding"].clone()
+
+
+def rows_of(lengths: list[int], seed: int = 0) -> list[Row]:
+    rng = np.random.default_rng(seed)
+    return [rng.integers(4, 96, n, dtype=np.int32) for n in lengths]
+
+
+@pytest.mark.gpu
+@needs_cuda
+@pytest.mark.parametrize("how", ["graphs", "compiled graphs", "fused graphs"])
+@pytest.mark.parametrize("family", GRAPHED)
+def test_graphs_give_what_the_direct_forward_gives(
+    make_model: Callable[..., Path], family: str, how: str
+) -> None:
+    if (how == "compiled graphs" and family == "albert") or (how == "fused graphs" and family not in FUSED):
+        pytest.skip(f"{family} has no {how}")
+    folder = make_model(
+        family, pooling="lasttoken" if family in ("qwen3", "mistral") else "mean", normalize=True
+    )
+    graphed = started(folder, compiled=how == "compiled graphs", fused=how == "fused graphs")
+    direct = started(folder, graphs=False)
+    info = ModelInfo(name="m")
+    graphed.describe(info)
+    assert info.runs == how
+    mixes = [[1], [16], [100], [1] * 400, [100] * 10 + [24], [7, 1, 99, 30, 16, 2], [3] * 341 + [1], [17]]
+    for number, lengths in enumerate(mixes):
+        rows = rows_of(lengths, number)
+        cosine = torch.nn.functional.cosine_similarity(run(graphed, rows), run(direct, rows))
+        assert float(cosine.min()) > 0.9995, (lengths[:3], len(lengths))
+
+
+@pytest.mark.gpu
+@needs_cuda
+def test_a_text_is_the_same_alone_and_in_any_company(make_model: Callable[..., Path]) -> None:
+    model = started(make_model("bert", pooling="mean", normalize=True))
+    text = rows_of([23], 9)
+    alone = run(model, text)
+    for seed, others in enumerate(([1], [100] * 9, [5] * 150, [64, 1, 1], [300 % 100] * 3)):
+        rows = [*rows_of(others, seed), *text]
+        together = run(model, rows)[-1:]
+        assert float(torch.nn.functional.cosine_similarity(alone, together)) > 0.9999
+
+
+@pytest.mark.gpu
+@needs_cuda
+def test_a_batch_over_the_ladder_runs_directly(make_model: Callable[..., Path]) -> None:
+    model = started(make_model("bert", pooling="cls"))
+    assert run(model, rows_of([100] * 12)).shape == (12, 32)
+    assert run(model, rows_of([1] * (MAX_ITEMS + 1))).shape == (MAX_ITEMS + 1, 32)
+
+
+class Layer(torch.nn.Module):
+    is_causal = False
+
+
+@pytest.mark.gpu
+@needs_cuda
+@pytest.mark.parametrize(("dim", "kv_heads"), [(8, 4), (32, 4), (64, 2), (80, 4), (128, 1), (256, 2)])
+@pytest.mark.parametrize(("causal", "window"), list(itertools.product([False, True], [None, 1, 9, 70])))
+def test_tiled_attention_equals_sdpa(dim: int, kv_heads: int, causal: bool, window: int | None) -> None:
+    torch.manual_seed(0)
+    lengths = np.array([1, 65, 3, 130, 64, 63])
+    total, padded = int(lengths.sum()), 400
+    q, k, v = (
+        torch.randn(1, h, padded, dim, device="cuda", dtype=torch.float16) for h in (4, kv_heads, kv_heads)
+    )
+    ends = np.cumsum(lengths)
+    bounds = np.zeros((2, padded), np.int32)
+    bounds[0, total:] = total
+    bounds[:, :total] = np.repeat(ends - lengths, lengths), np.repeat(ends, lengths)
+    lo, hi = torch.from_numpy(bounds).cuda()
+    got, _ = attend(
+        Layer(), q, k, v, None, scaling=0.2, is_causal=causal, sliding_window=window, bounds=(lo, hi)
+    )
+    place = torch.arange(padded, device="cuda")
+    seen = (place[None] >= lo[:, None]) & (place[None] < hi[:, None])
+    back = place[:, None] - place[None]
+    seen &= (back >= 0) if causal else torch.ones_like(seen)
+    if window is not None:
+        seen &= back.abs() < window
+    wide = [x.double().repeat_interleave(4 // x.shape[1], 1) for x in (q, k, v)]
+    want = torch.nn.functional.scaled_dot_product_attention(*wide, attn_mask=seen, scale=0.2).transpose(1, 2)
+    error = (got[:, :total].double() - want[:, :total]).norm() / want[:, :total].norm()
+    assert float(error) < 2e-3
+    assert bool(torch.isfinite(got).all())

@@ -1,0 +1,210 @@
+"""The documentation is true: links, names, tables and code blocks are held against the code."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+import runpy
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import pytest
+from running_daemon import RunningDaemon
+
+from gpu_server import config, errors
+from gpu_server.cli import VERBS
+from gpu_server.testing import FakeModel, FakeServer, embedding_model
+from gpu_server.wire.documents import ModelInfo
+from web.settings import Settings, variable_of
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted(
+    [*ROOT.glob("*.md"), *(p for top in ("docs", "examples", "proto") for p in (ROOT / top).rglob("*.md"))]
+)
+README = ROOT / "README.md"
+OPERATIONS = ROOT / "docs" / "operations.md"
+CUSTOM_MODEL = ROOT / "examples" / "custom_model"
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
+
+
+def blocks(page: Path, language: str | None = None) -> list[str]:
+    return [code for kind, code in BLOCK.findall(page.read_text("utf-8")) if language in (None, kind)]
+
+
+def prose(page: Path) -> str:
+    return BLOCK.sub("", page.read_text("utf-8"))
+
+
+def code(page: Path) -> str:
+    """Everything a reader might type: code spans and blocks."""
+    return "\n".join([*blocks(page), *re.findall(r"`([^`\n]+)`", prose(page))])
+
+
+def table(page: Path, heading: str) -> list[list[str]]:
+    """The cells of the first table under a heading, without its two header rows and without back-ticks."""
+    text = page.read_text("utf-8").split(f"## {heading}\n", 1)[1].split("\n## ", 1)[0]
+    rows = [line.strip("|").split("|") for line in text.splitlines() if line.startswith("|")]
+    return [[cell.strip().strip("`") for cell in row] for row in rows[2:]]
+
+
+def anchors(page: Path) -> set[str]:
+    titles = [re.sub(r"[^\w\- ]", "", title.lower()) for title in HEADING.findall(prose(page))]
+    return {title.strip().replace(" ", "-") for title in titles}
+
+
+def page_id(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def exit_codes(kind: type[errors.GPUServerError]) -> set[int]:
+    return {kind.exit_code}.union(*(exit_codes(child) for child in kind.__subclasses__()))
+
+
+def test_configuration_page_is_the_generated_reference() -> None:
+    assert (ROOT / "docs" / "configuration.md").read_text("utf-8") == config.reference()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_links_lead_somewhere(page: Path) -> None:
+    for link in LINK.findall(prose(page)):
+        if link.startswith("https://"):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.is_file(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_commands_and_files_exist(page: Path) -> None:
+    text = code(page)
+    for verb in re.findall(r"gpu-server (?!-|MODEL)([\w-]+)", text):
+        assert verb in VERBS, f"gpu-server {verb}"
+    for path in re.findall(r"(?<![\w/])((?:scripts|examples|tests|proto|docs)/[\w./-]*\w)", text):
+        assert (ROOT / path).exists(), path
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_python_and_toml_blocks_parse(page: Path) -> None:
+    for block in blocks(page, "python"):
+        compile(block, page_id(page), "exec")
+    for block in blocks(page, "toml"):
+        assert set(tomllib.loads(block)) <= {"server", "limits", "engine", "models"}
+
+
+def test_chinese_readme_has_the_same_blocks() -> None:
+    assert blocks(ROOT / "README.zh-CN.md") == blocks(README)
+
+
+def test_shown_code_is_the_examples_code() -> None:
+    shown = [(CUSTOM_MODEL / name).read_text("utf-8") for name in ("classifier.py", "app.py")]
+    assert blocks(README, "python") == shown
+    client = (ROOT / "examples" / "direct_client" / "client.py").read_text("utf-8")
+    assert blocks(ROOT / "docs" / "protocol.md", "python") == [client]
+
+
+def test_models_page_settings_are_accepted(tmp_path: Path) -> None:
+    (block,) = blocks(ROOT / "docs" / "models.md", "toml")
+    path = tmp_path / "models.toml"
+    path.write_text(block)
+    assert [model.name for model in config.load(path, env={}).models] == ["embedder", ""]
+
+
+def test_error_table_is_errors_json() -> None:
+    listed = json.loads((ROOT / "proto" / "errors.json").read_text("utf-8"))
+    expected = [
+        [e["code"], e["class"], str(e["http"]), "yes" if e["retryable"] else "no", e["description"]]
+        for e in listed
+    ]
+    assert table(OPERATIONS, "Errors") == expected
+
+
+def test_exit_code_table_has_every_code_of_a_class() -> None:
+    rows = table(OPERATIONS, "Exit codes")
+    for number, _, name in rows:
+        assert not name or getattr(errors, name).exit_code == int(number), name
+    inside_only = {errors.DeviceLost.exit_code}
+    assert exit_codes(errors.GPUServerError) - inside_only <= {int(number) for number, _, _ in rows}
+
+
+def test_every_web_variable_is_listed_with_its_default() -> None:
+    rows = [[row[0], row[1]] for row in table(ROOT / "docs" / "deploy.md", "Gunicorn")]
+    assert sorted(rows) == sorted([variable_of(f.name), str(f.default)] for f in fields(Settings))
+
+
+def test_fixed_app_differs_from_the_naive_one_in_at_most_ten_lines() -> None:
+    folder = ROOT / "examples" / "fork_error"
+    naive, fixed = ((folder / name).read_text("utf-8").splitlines() for name in ("naive.py", "fixed.py"))
+    changed = [line for line in difflib.ndiff(naive, fixed) if line[0] in "-+"]
+    assert 0 < len(changed) <= 10
+
+
+def test_quick_start_client_block_prints_what_the_page_says(
+    own_endpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = ROOT / "docs" / "quickstart.md"
+    (block,) = blocks(page, "python")
+    script = tmp_path / "script.py"
+    script.write_text(block)
+    with FakeServer(embedding_model(dimensions=384), endpoint=own_endpoint):
+        runpy.run_path(str(script))["client"].close()
+    assert f"`{capsys.readouterr().out.strip()}`" in prose(page)
+
+
+def test_direct_client_embeds(own_endpoint: str) -> None:
+    model = FakeModel(
+        ModelInfo(name="lengths"),
+        lambda inputs, params: {
+            "embedding": np.array([[len(t), 0.5] for t in inputs["text"].strings()], "<f4")
+        },
+    )
+    client = runpy.run_path(str(ROOT / "examples" / "direct_client" / "client.py"))
+    with FakeServer(model, endpoint=own_endpoint):
+        assert client["embed"](own_endpoint, ["Hello", "é"]) == [(5.0, 0.5), (1.0, 0.5)]
+
+
+def test_custom_routes_beside_the_stock_ones(own_endpoint: str) -> None:
+    script = (
+        "import json, app\n"
+        "client = app.app.test_client()\n"
+        "good = client.post('/similarity', json={'texts': ['a', 'a', 'b']})\n"
+        "bad = client.post('/similarity', json={'texts': ['a']})\n"
+        "print(json.dumps([good.status_code, good.json, bad.status_code, bad.json]))\n"
+    )
+    with FakeServer(embedding_model(), endpoint=own_endpoint):
+        done = subprocess.run(
+            [sys.executable, "-c", script],
+            cwd=ROOT / "examples" / "flask_app",
+            capture_output=True,
+            timeout=30,
+        )
+    assert done.returncode == 0, done.stderr.decode()
+    good_status, good, bad_status, bad = json.loads(done.stdout)
+    assert (good_status, bad_status) == (200, 422)
+    assert good["similarity"][0] == pytest.approx(1.0) and good["similarity"][1] < 0.99
+    assert bad["error_type"] == "Validation"
+
+
+@pytest.mark.slow
+def test_readme_model_runs_behind_the_readme_app(
+    daemon: Callable[..., RunningDaemon], tmp_path: Path
+) -> None:
+    for name, block in zip(("classifier.py", "app.py"), blocks(README, "python"), strict=True):
+        (tmp_path / name).write_text(block)
+    running = daemon("classifier:Classifier", folder=tmp_path).wait_ready()
+    loaded = runpy.run_path(str(tmp_path / "app.py"))
+    pixels = [[[[0.5] * 32] * 32] * 3, [[[0.1] * 32] * 32] * 3]
+    answer = loaded["app"].test_client().post("/classify", json={"pixels": pixels}).json
+    loaded["client"].close()
+    assert len(answer["label"]) == len(answer["score"]) == 2
+    assert all(0.1 <= score <= 1.0 for score in answer["score"])
+    metrics = re.findall(r"^# TYPE (\w+) ", running.client.metrics(), re.MULTILINE)
+    assert sorted(row[0] for row in table(OPERATIONS, "Metrics")) == sorted(metrics)
