@@ -1,0 +1,37 @@
+"""Models that do not work: the daemon says why in one line, or outlives what they do."""
+
+from __future__ import annotations
+
+import pytest
+from running_daemon import StartDaemon
+
+from gpu_server.errors import EngineCrashed
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ("model", "code", "said"),
+    [
+        ("RaisesInLoad", 70, "OSError: weights.bin is truncated (served_models.py:"),
+        ("RaisesInWarmUp", 70, "the model raised KeyError"),
+        ("NOT_A_CLASS", 65, "served_models:NOT_A_CLASS: 'NOT_A_CLASS' is not a class of module"),
+    ],
+)
+def test_a_model_that_cannot_start_ends_the_daemon_with_the_reason(
+    daemon: StartDaemon, model: str, code: int, said: str
+) -> None:
+    running = daemon(f"served_models:{model}")
+    assert running.wait_end() == code
+    assert running.log.splitlines()[-1].startswith(f"gpu-server: {said}")
+    assert "Traceback" not in running.log
+
+
+def test_a_forward_that_ends_its_process_costs_only_its_own_request(daemon: StartDaemon) -> None:
+    running = daemon("served_models:Mortal").wait_ready()
+    with pytest.raises(EngineCrashed, match="twice"):
+        running.client.infer(x=[-1])
+    assert running.client.infer(x=[1])["y"].tolist() == [3]  # type: ignore[union-attr]
+    status = running.client.status()
+    assert (status.pid, status.engines[0].restarts) == (running.pid, 2)
+    assert "exited with code 3" in running.log

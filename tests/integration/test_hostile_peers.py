@@ -1,0 +1,194 @@
+"""A running daemon under garbage: mutated messages, random frames, raw bytes; a good client must not notice."""
+
+from __future__ import annotations
+
+import random
+import re
+import socket
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zmq
+from running_daemon import RunningDaemon, StartDaemon, until
+
+from gpu_server.client import Client
+from gpu_server.wire import RequestHeader, Tensor, decode_reply, encode_request
+
+pytestmark = pytest.mark.slow
+
+MESSAGES = 20_000
+WINDOW = 200
+Frames = list[bytes]
+
+
+def rss_bytes(pid: int) -> int:
+    found = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+    assert found
+    return 1024 * int(found[1])
+
+
+def good_messages() -> list[Frames]:
+    """One of each kind, to be damaged."""
+    numbers = {"x": Tensor.from_numpy(np.arange(5))}
+    ragged = {"x": Tensor.from_rows([[1, 2], [3]]), "s": Tensor.from_strings(["a", "ü"])}
+    requests = [
+        ("infer", numbers, {}),
+        ("infer", ragged, {}),
+        ("infer", numbers, {"params": {"note": "n"}, "priority": 2, "deadline_ms": 50, "digest": "a" * 64}),
+        ("infer", {"text": Tensor.from_strings(["hi"])}, {"params": {"truncate": True}}),
+        ("cancel", None, {"target": b"1"}),
+        ("tokenizer", None, {"model": "Numbers"}),
+        ("hello", None, {}),
+        ("status", None, {}),
+        ("load", None, {}),
+    ]
+    made = []
+    for number, (op, inputs, header) in enumerate(requests):
+        request = RequestHeader(v=1, id=b"%d" % number, op=op, **header)  # type: ignore[arg-type]
+        made.append([bytes(frame) for frame in encode_request(request, inputs)])
+    return made
+
+
+def damaged(dice: random.Random, frames: Frames) -> Frames:
+    """A message that is good no more, or never was."""
+    frames = list(frames)
+    at = dice.randrange(len(frames))
+    match dice.randrange(7):
+        case 0:
+            return [dice.randbytes(dice.randrange(64)) for _ in range(dice.randrange(1, 6))]
+        case 1:
+            return [b"", dice.randbytes(dice.randrange(5000))]
+        case 2:
+            frames[at] = frames[at][: dice.randrange(len(frames[at]) + 1)]
+        case 3:
+            frames.insert(at, dice.randbytes(dice.randrange(20)))
+        case 4:
+            del frames[at]
+        case _:
+            for _ in range(dice.randrange(1, 4)):
+                at = dice.randrange(1, len(frames))
+                if frames[at]:
+                    spot = dice.randrange(len(frames[at]))
+                    frames[at] = frames[at][:spot] + dice.randbytes(1) + frames[at][spot + 1 :]
+    return frames or [b""]
+
+
+def flood(peer: zmq.Socket[bytes], dice: random.Random, seeds: list[Frames], count: int) -> int:
+    """Send damaged messages; returns how many replies came, each of which must be a good message."""
+    replies = 0
+    for number in range(count):
+        peer.send_multipart(damaged(dice, dice.choice(seeds)))
+        if number % WINDOW == WINDOW - 1:
+            replies += drain(peer)
+    return replies
+
+
+def drain(peer: zmq.Socket[bytes]) -> int:
+    """Read what has come, up to the reply of a `hello` sent now: then all before it has been handled."""
+    mark = b"mark"
+    peer.send_multipart([bytes(f) for f in encode_request(RequestHeader(v=1, id=mark, op="hello"))])
+    replies = 0
+    while (header := decode_reply(peer.recv_multipart())[0]).id != mark:
+        replies += 1
+    assert not header.error
+    return replies
+
+
+@pytest.fixture
+def context() -> Iterator[zmq.Context[zmq.Socket[bytes]]]:
+    with zmq.Context() as made:
+        yield made
+
+
+class GoodClient:
+    """Asks all the time, in a thread of its own."""
+
+    def __init__(self, endpoint: str) -> None:
+        self.client = Client(endpoint, timeout_s=20)
+        self.answers = 0
+        self._stop = threading.Event()
+        self._pool = ThreadPoolExecutor(1)
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            value = self.answers
+            assert self.client.infer("Numbers", x=[value, -value])["y"].tolist() == [
+                2 * value + 1,
+                1 - 2 * value,
+            ]  # type: ignore[union-attr]
+            self.answers += 1
+
+    def __enter__(self) -> GoodClient:
+        self._future = self._pool.submit(self._run)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._future.result(30)
+        self._pool.shutdown()
+        self.client.close()
+
+
+def raw_bytes(path: str, dice: random.Random) -> None:
+    """A connection that speaks something else, or ZMTP that turns into something else."""
+    greeting = b"\xff" + bytes(8) + b"\x7f\x03\x00NULL" + bytes(16) + b"\x00" + bytes(31)
+    with socket.socket(socket.AF_UNIX) as raw:
+        raw.settimeout(5)
+        raw.connect(path)
+        if dice.random() < 0.7:
+            raw.sendall(greeting[: dice.choice([1, 10, 33, 64])])
+        if dice.random() < 0.7:
+            raw.sendall(b"\x04\x19\x05READY\x0bSocket-Type\0\0\0\x06DEALER")
+        try:
+            raw.sendall(dice.randbytes(dice.randrange(2000)))
+            # A frame header that promises 2^62 bytes.
+            raw.sendall(b"\x02" + (1 << 62).to_bytes(8, "big") + dice.randbytes(100))
+        except (BrokenPipeError, ConnectionResetError):
+            pass
+
+
+def assert_unharmed(running: RunningDaemon, before: int, engine: int) -> None:
+    status = running.client.status()
+    assert (status.pid, status.state, status.engines[0].pid) == (running.pid, "ready", engine)
+    assert rss_bytes(running.pid) - before < 50 << 20
+    assert "Traceback" not in running.log
+    assert running.process.poll() is None
+
+
+def test_garbage_hurts_nobody_else(daemon: StartDaemon, context: zmq.Context[zmq.Socket[bytes]]) -> None:
+    running = daemon("served_models:Numbers").wait_ready()
+    dice, seeds = random.Random(7), good_messages()
+    with GoodClient(running.endpoint) as good, running.raw_socket(context) as peer:
+        peer.rcvtimeo = 20_000
+        flood(peer, dice, seeds, 2000)
+        before, engine = rss_bytes(running.pid), running.engine_pid()
+        assert flood(peer, dice, seeds, MESSAGES - 2000) > MESSAGES / 4
+        for _ in range(300):
+            raw_bytes(running.endpoint.removeprefix("ipc://"), dice)
+        target = good.answers + 20
+        until(lambda: good.answers >= target, "the good client goes on", 20)
+        assert_unharmed(running, before, engine)
+    until(lambda: running.client.status().queue.requests == 0, "no request is kept", 20)
+    counters = running.client.status().counters
+    assert counters["dropped_unreadable"] > 100
+    assert counters["failures"] > 1000
+
+
+def test_a_client_that_reads_nothing_is_cut_off_alone(
+    daemon: StartDaemon, context: zmq.Context[zmq.Socket[bytes]]
+) -> None:
+    running = daemon("served_models:Numbers", "--max-peer-bytes", "1000000").wait_ready()
+    with GoodClient(running.endpoint) as good, running.raw_socket(context) as peer:
+        metrics = [bytes(f) for f in encode_request(RequestHeader(v=1, id=b"1", op="metrics"))]
+        for _ in range(2000):
+            peer.send_multipart(metrics)
+        until(
+            lambda: running.client.status().counters["dropped_peer_slow"], "the silent client is cut off", 30
+        )
+        target = good.answers + 20
+        until(lambda: good.answers >= target, "the good client goes on", 20)
+    assert running.log.count("client does not read its replies") >= 1

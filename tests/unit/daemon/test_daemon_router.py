@@ -1,0 +1,162 @@
+"""The ROUTER socket with real peers: those that read, those that do not, those that are gone."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import zmq
+from running_daemon import until
+
+from gpu_server.daemon.metrics import Metrics
+from gpu_server.daemon.router import DRAIN_CAP, SEND_HWM, Router
+from gpu_server.errors import EndpointError
+from gpu_server.wire import Limits
+
+Socket = zmq.Socket[bytes]
+BIG = b"x" * 1000
+
+
+class World:
+    """A router on an ipc socket that keeps up to 100 000 bytes for a peer."""
+
+    def __init__(self, context: zmq.Context[Socket], endpoint: str) -> None:
+        self.context = context
+        self.endpoint = endpoint
+        self.metrics = Metrics()
+        self.gone: list[bytes] = []
+        self.seen: list[tuple[bytes, list[bytes]]] = []
+        self.peers: list[Socket] = []
+        self.router = Router(
+            context, endpoint, Limits(max_frame_bytes=5000), self.metrics,
+            max_peer_bytes=100_000, on_gone=self.gone.append,
+        )  # fmt: skip
+
+    def receive(self) -> int:
+        return self.router.receive(lambda peer, frames: self.seen.append((peer, list(frames))))
+
+    def peer(self) -> tuple[Socket, bytes]:
+        """A connected peer that holds back almost nothing, and its identity at the router."""
+        socket = self.context.socket(zmq.DEALER)
+        self.peers.append(socket)
+        socket.linger, socket.rcvhwm = 0, 1
+        socket.connect(self.endpoint)
+        socket.send_multipart([b"", b"hello"])
+        until(self.receive, "the peer's message", 10)
+        return socket, self.seen[-1][0]
+
+
+@pytest.fixture
+def world(own_endpoint: str) -> Iterator[World]:
+    with zmq.Context() as context:
+        made = World(context, own_endpoint)
+        yield made
+        made.router.close(0)
+        for socket in made.peers:
+            socket.close()
+
+
+def test_messages_come_with_their_peer_and_replies_go_back(world: World) -> None:
+    socket, peer = world.peer()
+    assert world.seen == [(peer, [b"", b"hello"])]
+    world.router.send(peer, [b"", b"answer"])
+    assert socket.recv_multipart() == [b"", b"answer"]
+    assert not world.router.has_unsent()
+
+
+def test_a_turn_reads_no_more_than_its_cap(world: World) -> None:
+    socket, _ = world.peer()
+    for number in range(DRAIN_CAP + 10):
+        socket.send_multipart([b"", b"%d" % number])
+    counts: list[int] = []
+    until(lambda: counts.append(world.receive()) or len(world.seen) == DRAIN_CAP + 11, "all messages", 10)
+    assert max(counts) <= DRAIN_CAP
+    assert [frames[1] for _, frames in world.seen[1:]] == [b"%d" % n for n in range(DRAIN_CAP + 10)]
+
+
+def fill(world: World, peer: bytes) -> int:
+    """Send until the router keeps what it cannot send; returns how many were sent."""
+    sent = 0
+    while not world.router.has_unsent():
+        assert sent < 100 * SEND_HWM
+        world.router.send(peer, [b"", b"%d" % sent, BIG])
+        sent += 1
+    return sent
+
+
+def test_a_slow_peer_gets_everything_in_order_once_it_reads(world: World) -> None:
+    socket, peer = world.peer()
+    sent = fill(world, peer)
+    for number in range(sent, sent + 20):
+        world.router.send(peer, [b"", b"%d" % number, BIG])
+    got: list[bytes] = []
+    socket.rcvtimeo = 5000
+    while len(got) < sent + 20:
+        world.router.flush()
+        got.append(socket.recv_multipart()[1])
+    assert got == [b"%d" % number for number in range(sent + 20)]
+    assert not world.router.has_unsent()
+    assert world.gone == []
+
+
+def test_a_peer_that_never_reads_is_given_up_and_others_are_not_held_up(world: World) -> None:
+    _slow, peer = world.peer()
+    fill(world, peer)
+    kept = 0
+    while not world.gone:
+        assert kept * len(BIG) < 200_000
+        world.router.send(peer, [b"", b"-", BIG])
+        kept += 1
+    assert world.gone == [peer]
+    assert not world.router.has_unsent()
+    assert world.metrics.dropped["peer_slow"] == kept + 1
+    other, good = world.peer()
+    world.router.send(good, [b"", b"answer"])
+    assert other.recv_multipart() == [b"", b"answer"]
+
+
+def test_a_peer_that_was_never_there(world: World) -> None:
+    world.router.send(b"nobody", [b"", b"answer"])
+    assert world.gone == [b"nobody"]
+    assert world.metrics.dropped["peer_gone"] == 1
+
+
+def test_a_peer_that_left_with_replies_unsent(world: World) -> None:
+    socket, peer = world.peer()
+    fill(world, peer)
+    socket.close()
+
+    def turn() -> bool:
+        world.receive()
+        world.router.flush()
+        return bool(world.gone)
+
+    until(turn, "the peer is seen to be gone", 10)
+    assert world.gone == [peer]
+    assert not world.router.has_unsent()
+    assert world.metrics.dropped["peer_gone"] >= 1
+
+
+def test_an_oversize_frame_never_arrives_and_costs_only_its_sender(world: World) -> None:
+    good, _ = world.peer()
+    bad, _ = world.peer()
+    bad.send_multipart([b"", b"x" * 5001])
+    good.send_multipart([b"", b"fine"])
+    until(lambda: world.receive() and world.seen[-1][1] == [b"", b"fine"], "the good message", 10)
+    assert all(len(frame) <= 5000 for _, frames in world.seen for frame in frames)
+
+
+def test_the_socket_is_born_closed_to_others(world: World) -> None:
+    mode = Path(world.endpoint.removeprefix("ipc://")).stat().st_mode
+    assert stat.S_IMODE(mode) == 0o660
+
+
+def test_an_endpoint_that_cannot_be_bound_is_named() -> None:
+    with zmq.Context() as context, context.socket(zmq.ROUTER) as taken:
+        port = taken.bind_to_random_port("tcp://127.0.0.1")
+        with pytest.raises(
+            EndpointError, match=f"cannot bind tcp://127.0.0.1:{port}: Address already in use"
+        ):
+            World(context, f"tcp://127.0.0.1:{port}")

@@ -1,0 +1,163 @@
+"""Text that the daemon tokenises: it leaves the loop, comes back, and meets cancels, deadlines and drains on the way."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+from service_world import TEXT, World
+
+from gpu_server.daemon.service import MAX_TOKENIZING
+from gpu_server.daemon.text import TextPool
+from gpu_server.errors import InternalError, InvalidRequest, RemoteError
+from gpu_server.testing import byte_tokenizer
+from gpu_server.tokenizing import TextTokenizer
+from gpu_server.wire import Tensor
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+def queued_ids(world: World) -> list[list[int]]:
+    world.service.dispatch()
+    return [row.tolist() for row in world.link.sent[-1].inputs()["input_ids"].rows()]
+
+
+def test_text_becomes_ids_and_is_queued(world: World) -> None:
+    world.text("ab", "")
+    assert world.service.open_requests == 1
+    world.pool.turn()
+    assert queued_ids(world) == [[256, 97, 98, 257], [256, 257]]
+    assert world.link.sent[-1].cost == 6
+
+
+def test_options_reach_the_tokenizer_and_not_the_model(world: World) -> None:
+    world.text("a" * 20 + "z", params={"truncation_direction": "left"})
+    world.pool.turn()
+    ids = queued_ids(world)[0]
+    assert (len(ids), ids[-2]) == (16, ord("z"))
+    assert world.link.sent[-1].params == {}
+
+
+def test_bad_options_and_over_long_texts_are_refused_at_once(world: World) -> None:
+    world.text("a", id=b"1", params={"truncate": "yes"})
+    world.text("a", "b" * 101, id=b"2")
+    assert world.outcomes() == [(b"1", "invalid_request"), (b"2", "too_large")]
+    assert world.pool.waiting == []
+    world.assert_nothing_is_kept()
+
+
+def test_an_error_of_the_tokenizer_is_the_reply(world: World) -> None:
+    world.text("a")
+    world.pool.turn(InvalidRequest("no such prompt"))
+    assert world.outcomes() == [(b"1", "invalid_request")]
+    world.assert_nothing_is_kept()
+
+
+def test_text_for_a_model_without_is_refused(world: World) -> None:
+    world.ask(inputs={"text": Tensor.from_strings(["a"])}, model="numbers")
+    assert world.outcomes() == [(b"1", "unsupported_operation")]
+
+
+def test_cancelled_text_is_answered_once(world: World) -> None:
+    world.text("a", id=b"a")
+    world.ask(op="cancel", id=b"c", target=b"a")
+    world.pool.turn()
+    assert [header.id for _, header, _ in world.replies] == [b"a", b"c"]
+    world.assert_nothing_is_kept()
+
+
+def test_an_id_used_again_after_a_cancel_gets_its_own_text(world: World) -> None:
+    world.text("old", id=b"a")
+    world.ask(op="cancel", id=b"c", target=b"a")
+    world.text("new", id=b"a")
+    world.pool.turn()
+    world.pool.turn()
+    assert queued_ids(world) == [[256, *b"new", 257]]
+    assert world.service.open_requests == 1
+
+
+def test_an_id_is_outstanding_while_its_text_is_tokenised(world: World) -> None:
+    world.text("a", id=b"a")
+    world.text("b", id=b"a")
+    assert world.outcomes() == [(b"a", "invalid_request")]
+
+
+def test_a_deadline_that_passes_meanwhile_is_said_so(world: World) -> None:
+    world.text("a", deadline_ms=100)
+    world.clock.advance(0.1)
+    world.pool.turn()
+    assert world.outcomes() == [(b"1", "deadline_exceeded")]
+    world.assert_nothing_is_kept()
+
+
+def test_texts_that_wait_are_bounded(world: World) -> None:
+    for number in range(MAX_TOKENIZING + 1):
+        world.text("a", id=b"%d" % number)
+    assert world.outcomes() == [(b"%d" % MAX_TOKENIZING, "overloaded")]
+    assert len(world.pool.waiting) == MAX_TOKENIZING
+
+
+def test_the_tokenizer_is_handed_out_as_it_is(world: World) -> None:
+    world.ask(op="tokenizer", model="text")
+    assert world.replies[-1][2]["tokenizer"].raw_strings() == [byte_tokenizer()]
+    world.ask(op="tokenizer", model="numbers")
+    assert world.outcomes()[-1] == (b"1", "unsupported_operation")
+
+
+class TestPool:
+    """The real pool, with threads."""
+
+    def run(
+        self, pool: TextPool, woken: threading.Event, texts: list[str], **options: str
+    ) -> Tensor | RemoteError:
+        got: list[Tensor | RemoteError] = []
+        pool.submit("text", texts, options, got.append)
+        assert woken.wait(10)
+        assert got == []
+        pool.collect()
+        return got[0]
+
+    @pytest.fixture
+    def woken(self) -> threading.Event:
+        return threading.Event()
+
+    @pytest.fixture
+    def pool(self, woken: threading.Event) -> TextPool:
+        assert TEXT.text is not None
+        pool = TextPool(woken.set)
+        pool.add("text", TEXT.text, byte_tokenizer())
+        return pool
+
+    def test_results_wait_for_the_loop(self, pool: TextPool, woken: threading.Event) -> None:
+        outcome = self.run(pool, woken, ["a"])
+        assert isinstance(outcome, Tensor)
+        assert [row.tolist() for row in outcome.rows()] == [[256, 97, 257]]
+        pool.close()
+
+    def test_errors_are_results_too(self, pool: TextPool, woken: threading.Event) -> None:
+        assert isinstance(self.run(pool, woken, ["a"], prompt_name="nope"), InvalidRequest)
+        pool.close()
+
+    def test_a_tokenizer_that_breaks_is_an_answer(
+        self, pool: TextPool, woken: threading.Event, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def breaks(*args: object, **options: object) -> None:
+            raise Exception("bare, as the library raises it")
+
+        monkeypatch.setattr(TextTokenizer, "encode", breaks)
+        assert isinstance(self.run(pool, woken, ["a"]), InternalError)
+        pool.close()
+
+    def test_models_that_share_a_file_keep_their_own_limits(
+        self, pool: TextPool, woken: threading.Event
+    ) -> None:
+        assert TEXT.text is not None
+        shorter = type(TEXT.text)(digest=TEXT.text.digest, max_length=3, vocab_size=258)
+        pool.add("short", shorter, byte_tokenizer())
+        outcome = self.run(pool, woken, ["abcdef"])
+        assert isinstance(outcome, Tensor)
+        assert outcome.lengths() == [8]
+        pool.close()

@@ -1,0 +1,172 @@
+"""The engine's life as the supervisor sees it, with links and a clock that do what the test says."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import pytest
+from daemon_fakes import Clock, FakeLink
+
+from gpu_server.daemon import supervisor as supervisors
+from gpu_server.daemon.engine_link import EngineLink
+from gpu_server.daemon.supervisor import Supervisor
+from gpu_server.wire.events import Event
+
+
+class World:
+    """A supervisor and every link it has asked for."""
+
+    def __init__(self) -> None:
+        self.clock = Clock()
+        self.links: list[FakeLink] = []
+        self.ready: list[FakeLink] = []
+        self.lost: list[FakeLink] = []
+        self.supervisor = Supervisor(
+            self._spawn,
+            self.clock,
+            load_timeout_s=60.0,
+            on_ready=cast(Any, self.ready.append),
+            on_lost=cast(Any, self.lost.append),
+        )
+        self.supervisor.start()
+
+    def _spawn(self, number: int) -> EngineLink:
+        assert number == len(self.links)
+        link = FakeLink(pid=100 + number)
+        link.heard = self.clock.now
+        self.links.append(link)
+        return cast(EngineLink, link)
+
+    @property
+    def link(self) -> FakeLink:
+        return self.links[-1]
+
+    def become_ready(self) -> None:
+        self.link.state = "ready"
+        self.supervisor.poll()
+
+    def die(self, code: int = -9) -> None:
+        self.link.state, self.link.code = "dead", code
+        self.supervisor.poll()
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+def test_a_loaded_engine_is_announced_once(world: World) -> None:
+    world.supervisor.poll()
+    assert (world.supervisor.state, world.ready) == ("loading", [])
+    world.become_ready()
+    world.supervisor.poll()
+    assert (world.supervisor.state, world.ready) == ("ready", [world.link])
+    assert world.supervisor.next_timer() is None
+
+
+def test_a_dead_engine_is_respawned_at_once_and_reaped(world: World) -> None:
+    world.become_ready()
+    world.die()
+    assert world.lost == world.links[:1]
+    assert world.links[0].calls[-2:] == ["stop", "close"]
+    assert world.supervisor.state == "backoff"
+    assert world.supervisor.next_timer() == world.clock.now
+    world.supervisor.poll()
+    assert (len(world.links), world.supervisor.restarts, world.supervisor.state) == (2, 1, "loading")
+    world.become_ready()
+    assert world.ready == world.links
+
+
+def test_each_crash_waits_longer(world: World) -> None:
+    waits = []
+    for _ in range(supervisors.CRASHES - 1):
+        world.die()
+        timer = world.supervisor.next_timer()
+        assert timer is not None
+        waits.append(timer - world.clock.now)
+        if waits[-1]:
+            world.clock.advance(waits[-1] - 0.01)
+            world.supervisor.poll()
+            assert world.supervisor.state == "backoff"
+            world.clock.advance(0.01)
+        world.supervisor.poll()
+    assert waits == [0.0, 1.0, 2.0, 4.0]
+
+
+def test_too_many_crashes_in_a_while_are_final(world: World) -> None:
+    for _ in range(supervisors.CRASHES):
+        world.die(-11)
+        world.clock.advance(10)
+        world.supervisor.poll()
+    assert (world.supervisor.state, world.supervisor.exit_code) == ("failed", 70)
+    assert "failed 5 times in 300 s; last: killed by signal 11" in world.supervisor.failure
+    assert world.supervisor.next_timer() is None
+    world.clock.advance(1000)
+    world.supervisor.poll()
+    assert len(world.links) == supervisors.CRASHES
+
+
+def test_old_crashes_are_forgotten(world: World) -> None:
+    for _ in range(3 * supervisors.CRASHES):
+        world.become_ready()
+        world.die(1)
+        world.clock.advance(supervisors.CRASH_WINDOW_S + 1)
+        world.supervisor.poll()
+        assert world.supervisor.state == "loading"
+
+
+def test_a_permanent_failure_is_not_tried_again(world: World) -> None:
+    world.link.state = "failed"
+    world.link.event = Event(kind="failed", message="no such model", exit_code=66, permanent=True)
+    world.supervisor.poll()
+    world.supervisor.poll()
+    assert (world.supervisor.state, world.supervisor.failure) == ("failed", "no such model")
+    assert (world.supervisor.exit_code, len(world.links)) == (66, 1)
+
+
+def test_a_failure_of_the_device_is_tried_again(world: World) -> None:
+    world.link.state = "failed"
+    world.link.event = Event(kind="failed", message="CUDA error", exit_code=70)
+    world.supervisor.poll()
+    world.supervisor.poll()
+    assert (world.supervisor.state, len(world.links)) == ("loading", 2)
+
+
+def test_a_load_without_progress_is_ended_and_tried_again(world: World) -> None:
+    assert world.supervisor.next_timer() == world.clock.now + 60
+    world.clock.advance(59)
+    world.link.heard = world.clock.now
+    world.clock.advance(59)
+    world.supervisor.poll()
+    assert "kill" not in world.link.calls
+    world.clock.advance(2)
+    world.supervisor.poll()
+    assert "kill" in world.link.calls
+    world.supervisor.poll()
+    world.supervisor.poll()
+    assert len(world.links) == 2
+
+
+def test_a_ready_engine_may_be_silent_forever(world: World) -> None:
+    world.become_ready()
+    world.clock.advance(1e6)
+    world.supervisor.poll()
+    assert (world.supervisor.state, "kill" in world.link.calls) == ("ready", False)
+
+
+def test_the_last_engine_is_shown_while_there_is_none(world: World) -> None:
+    world.become_ready()
+    world.link.batches[b"1"] = cast(Any, None)
+    world.die()
+    status = world.supervisor.status()
+    assert status is not None
+    assert (status.pid, status.state, status.in_flight) == (100, "backoff", 0)
+
+
+def test_stopping_ends_and_reaps_the_engine(world: World) -> None:
+    world.become_ready()
+    world.supervisor.stop()
+    assert world.link.calls[-2:] == ["stop", "close"]
+    assert (world.supervisor.link, world.supervisor.state) == (None, "stopping")
+    world.supervisor.poll()
+    assert len(world.links) == 1

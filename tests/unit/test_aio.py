@@ -1,0 +1,90 @@
+"""`AsyncClient`: the same calls, awaited; a cancelled task cancels its request."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from running_daemon import until
+
+from gpu_server.aio import AsyncClient
+from gpu_server.client import Client
+from gpu_server.errors import DeadlineExceeded, InvalidRequest, ModelNotFound, Unavailable
+from gpu_server.testing import FakeModel, FakeServer, embedding_model
+from gpu_server.wire.documents import ModelInfo
+
+
+@pytest.fixture
+def release() -> threading.Event:
+    return threading.Event()
+
+
+@pytest.fixture
+def server(release: threading.Event) -> Iterator[FakeServer]:
+    def slow(inputs: object, params: object) -> dict[str, object]:
+        release.wait(20)
+        return {"y": [1]}
+
+    echo = FakeModel(ModelInfo(name="echo"), lambda inputs, params: dict(inputs))
+    with FakeServer(embedding_model(), echo, FakeModel(ModelInfo(name="slow"), slow)) as running:
+        yield running
+        release.set()
+
+
+def test_answers_are_those_of_the_client(server: FakeServer) -> None:
+    async def work() -> None:
+        async with AsyncClient(server.endpoint) as client:
+            np.testing.assert_array_equal(await client.embed(["a", "b"]), expected)
+            assert (await client.infer("echo", x=[1, 2]))["x"].tolist() == [1, 2]
+            assert [m.name for m in await client.models()] == ["fake/embedding", "echo", "slow"]
+            assert (await client.model("echo")).name == "echo"
+            assert (await client.status()).state == (await client.hello()).state == "ready"
+            assert "gpu_server_fake" in await client.metrics()
+
+    with Client(server.endpoint) as blocking:
+        expected = blocking.embed(["a", "b"])
+    asyncio.run(work())
+
+
+def test_many_at_once_each_get_their_own(server: FakeServer) -> None:
+    async def work() -> None:
+        async with AsyncClient(server.endpoint) as client:
+            got = await asyncio.gather(*(client.infer("echo", x=[number]) for number in range(100)))
+        assert [answer["x"].tolist() for answer in got] == [[number] for number in range(100)]
+
+    asyncio.run(work())
+
+
+def test_errors_are_raised_where_they_are_awaited(server: FakeServer) -> None:
+    async def work() -> None:
+        async with AsyncClient(server.endpoint) as client:
+            with pytest.raises(ModelNotFound):
+                await client.infer("nope", x=[1])
+            with pytest.raises(InvalidRequest):
+                await client.embed("a" * 100, truncate=False)
+            with pytest.raises(DeadlineExceeded):
+                await client.infer("slow", x=[1], timeout_s=0.1)
+        async with AsyncClient("ipc:///nonexistent/s") as client:
+            with pytest.raises(Unavailable):
+                await client.embed("a")
+
+    asyncio.run(work())
+
+
+def test_a_cancelled_task_cancels_its_request(server: FakeServer) -> None:
+    async def work() -> None:
+        async with AsyncClient(server.endpoint) as client:
+            await client.hello()
+            task = asyncio.create_task(client.infer("slow", x=[1]))
+            while not server.requests.get("infer"):
+                await asyncio.sleep(0.005)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            await asyncio.to_thread(until, lambda: server.requests.get("cancel"), "the cancel", 5)
+            assert (await client.infer("echo", x=[7]))["x"].tolist() == [7]
+
+    asyncio.run(work())

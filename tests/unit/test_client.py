@@ -1,0 +1,291 @@
+"""`Client` against a fake daemon: what it sends, what it refuses itself, what it remembers."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Iterator
+
+import msgspec
+import numpy as np
+import pytest
+from running_daemon import until
+
+from gpu_server.calls import raise_item_errors
+from gpu_server.client import Client
+from gpu_server.connection import Reply
+from gpu_server.errors import (
+    DeadlineExceeded,
+    EndpointError,
+    InvalidRequest,
+    ModelFailed,
+    ModelLoading,
+    ModelNotFound,
+    StaleTokenizer,
+    TooLarge,
+    Unavailable,
+    UnsupportedOperation,
+)
+from gpu_server.testing import FakeModel, FakeServer, byte_tokenizer, echo_model, embedding_model, fake_vector
+from gpu_server.tokenizing import digest
+from gpu_server.wire import ItemError, Limits, ReplyHeader, Tensor
+from gpu_server.wire.documents import InputInfo, ModelInfo, TextInfo
+
+
+@pytest.fixture
+def server() -> Iterator[FakeServer]:
+    with FakeServer() as running:
+        yield running
+
+
+@pytest.fixture
+def client(server: FakeServer) -> Iterator[Client]:
+    with Client(server.endpoint, timeout_s=10) as made:
+        yield made
+
+
+def unit(text: str) -> np.ndarray:
+    vector = fake_vector([256, *text.encode(), 257])
+    return vector / np.linalg.norm(vector)
+
+
+def test_nothing_is_connected_before_the_first_call() -> None:
+    client = Client("ipc:///nonexistent/s")
+    with pytest.raises(Unavailable):
+        client.embed("a")
+    with pytest.raises(EndpointError):
+        Client("nonsense")
+
+
+def test_embeddings(client: Client) -> None:
+    got = client.embed(["a", "b"])
+    assert (got.dtype, got.shape) == (np.float32, (2, 8))
+    np.testing.assert_allclose(got, [unit("a"), unit("b")], rtol=1e-5)
+    np.testing.assert_allclose(client.embed("a"), [unit("a")], rtol=1e-5)
+    assert client.embed([]).shape == (0, 8)
+    assert client.embed([], dimensions=4).shape == (0, 4)
+    raw = client.embed("a", normalize=False, dimensions=4)
+    np.testing.assert_allclose(raw, [fake_vector([256, 97, 257])[:4]], rtol=1e-5)
+    np.testing.assert_allclose(client.embed("a", prompt_name="query"), [unit("query: a")], rtol=1e-5)
+
+
+def test_the_tokenizer_and_the_facts_are_fetched_once(server: FakeServer, client: Client) -> None:
+    for _ in range(3):
+        client.embed("a")
+    assert server.requests == {"hello": 1, "tokenizer": 1, "infer": 3}
+
+
+def test_any_number_of_texts_goes_in_requests_the_server_takes() -> None:
+    with FakeServer(limits=Limits(max_items=10)) as server, Client(server.endpoint) as client:
+        texts = [str(number) for number in range(35)]
+        got = client.embed(texts)
+        np.testing.assert_allclose(got, [unit(text) for text in texts], rtol=1e-5)
+        assert server.requests["infer"] == 4
+
+
+def test_values_come_back_as_they_were_sent(client: Client) -> None:
+    sent = {
+        "f": np.arange(6, dtype=np.float64).reshape(2, 3),
+        "ragged": [[1, 2, 3], [4]],
+        "s": ["", "ü"],
+        "b": [b"\0", b""],
+        "flags": [True, False],
+    }
+    got = client.infer("echo", **sent)
+    assert list(got) == list(sent)
+    np.testing.assert_array_equal(got["f"], sent["f"])
+    assert [row.tolist() for row in got["ragged"]] == sent["ragged"]
+    assert (got["s"], got["b"], got["flags"].tolist()) == (sent["s"], sent["b"], sent["flags"])
+
+
+@pytest.mark.parametrize(
+    ("inputs", "reason"),
+    [
+        ({"x": "one string"}, "input 'x': an input is a list"),
+        ({"x": [object()]}, "input 'x': numbers expected"),
+        ({"x": ["a", 1]}, "input 'x': a list of strings must hold only str"),
+        ({"x": []}, "input 'x' has no items"),
+        ({}, "needs at least one input"),
+    ],
+)
+def test_bad_values_are_named_before_they_are_sent(
+    server: FakeServer, client: Client, inputs: dict[str, object], reason: str
+) -> None:
+    with pytest.raises(InvalidRequest, match=reason):
+        client.infer("echo", **inputs)
+    assert "infer" not in server.requests
+
+
+def test_declared_inputs_decide_the_wire_type() -> None:
+    inputs = (InputInfo("ids", "i32", (-1,)), InputInfo("x", "f16", (2,)))
+    model = FakeModel(ModelInfo(name="m", inputs=inputs), lambda given, params: dict(given))
+    with FakeServer(model) as server, Client(server.endpoint) as client:
+        reply = client.infer_request("m", {"ids": [[1, 2], [3, 4]], "x": [[1, 2], [3, 4]]})
+        assert reply.outputs["ids"].signature == ("i32", (-1,))
+        assert reply.outputs["x"].signature == ("f16", (2,))
+        with pytest.raises(InvalidRequest, match="'ids': values outside int32"):
+            client.infer("m", ids=[[2**31]], x=[[1, 2]])
+        with pytest.raises(InvalidRequest, match="takes the inputs: ids, x; got: ids"):
+            client.infer("m", ids=[[1]])
+
+
+def test_limits_are_kept_before_sending() -> None:
+    limits = Limits(max_items=4, max_frame_bytes=1000, max_request_bytes=1500)
+    with FakeServer(limits=limits) as server, Client(server.endpoint) as client:
+        for inputs, limit in (
+            ({"x": [1] * 5}, "max_items"),
+            ({"x": [b"a" * 1001]}, "max_frame_bytes"),
+            ({"x": [b"a" * 900], "y": [b"a" * 900]}, "max_request_bytes"),
+        ):
+            with pytest.raises(TooLarge, match=f"exceed {limit} = ") as error:
+                client.infer("echo", **inputs)
+            assert error.value.details == {"limit": limit}
+        assert "infer" not in server.requests
+
+
+def test_bad_texts_are_named(client: Client) -> None:
+    with pytest.raises(InvalidRequest, match="text 1 is int, not str"):
+        client.embed(["a", 3])  # type: ignore[list-item]
+    with pytest.raises(InvalidRequest, match="input 0 has 102 tokens, more than max_length = 64"):
+        client.embed("a" * 100, truncate=False)
+
+
+def test_models_by_name(server: FakeServer, client: Client) -> None:
+    assert [m.name for m in client.models()] == ["fake/embedding", "echo"]
+    assert client.model().name == "fake/embedding"
+    with pytest.raises(ModelNotFound, match="'nope' is not served; served: fake/embedding, echo"):
+        client.infer("nope", x=[1])
+    with pytest.raises(UnsupportedOperation, match="'echo' takes no text"):
+        client.embed("a", model="echo")
+    server.models["nope"] = echo_model("nope")
+    assert client.infer("nope", x=[1])["x"].tolist() == [1]
+
+
+def test_while_models_load(server: FakeServer, client: Client) -> None:
+    server.state = "loading"
+    with pytest.raises(ModelLoading):
+        client.embed("a")
+    assert client.status().state == "loading"
+    server.state = "ready"
+    assert client.embed("a").shape == (1, 8)
+
+
+def test_per_item_errors_name_the_callers_item() -> None:
+    header = ReplyHeader(v=1, id=b"-", item_errors=(ItemError(1, "model_failed", "NaN"),))
+    raise_item_errors(Reply(ReplyHeader(v=1, id=b"-"), {}))
+    with pytest.raises(ModelFailed, match="item 11: NaN") as error:
+        raise_item_errors(Reply(header, {}), first=10)
+    assert error.value.details == {"item": 11}
+
+
+def test_a_stale_tokenizer_is_fetched_anew(server: FakeServer, client: Client) -> None:
+    client.embed("a")
+    model = server.models["fake/embedding"]
+    other = byte_tokenizer().replace(b'"[CLS]"', b'"[BOS]"')
+    assert model.info.text is not None
+    model.info.text = msgspec.structs.replace(model.info.text, digest=digest(other))
+    model.tokenizer, handler = other, model.handler
+    seen = []
+
+    def check(inputs: dict[str, Tensor], params: object) -> object:
+        seen.append(len(seen))
+        if len(seen) == 1:
+            raise StaleTokenizer("changed", {"digest": digest(other)})
+        return handler(inputs, params)  # type: ignore[arg-type]
+
+    model.handler = check  # type: ignore[assignment]
+    np.testing.assert_allclose(client.embed("a"), [unit("a")], rtol=1e-5)
+    assert server.requests == {"hello": 2, "tokenizer": 2, "infer": 3}
+    tokenizer = client.tokenizer()
+    assert tokenizer is not None
+    assert tokenizer.tokenize(["a"])[0].tokens[0] == "[BOS]"
+
+
+def test_a_tokenizer_that_stays_stale_is_an_error(server: FakeServer, client: Client) -> None:
+    def stale(inputs: object, params: object) -> dict[str, object]:
+        raise StaleTokenizer("changed")
+
+    server.models["fake/embedding"].handler = stale
+    with pytest.raises(StaleTokenizer):
+        client.embed("a")
+    assert server.requests["infer"] == 2
+
+
+def test_models_that_share_a_tokenizer_keep_their_own_limits() -> None:
+    models = [embedding_model("long"), embedding_model("short", max_length=5)]
+    with FakeServer(*models) as server, Client(server.endpoint) as client:
+        long = client.embed("abcdefgh", model="long")
+        np.testing.assert_allclose(long, [unit("abcdefgh")], rtol=1e-5)
+        np.testing.assert_allclose(client.embed("abcdefgh", model="short"), [unit("abc")], rtol=1e-5)
+        assert client.embed("x" * 30, model="long", truncate=False).shape == (1, 8)
+
+
+def test_without_the_tokenizers_package_text_is_sent_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[list[str], dict[str, object]]] = []
+
+    def embed(inputs: dict[str, Tensor], params: dict[str, object]) -> dict[str, object]:
+        seen.append((inputs["text"].strings(), params))
+        return {"embedding": np.zeros((inputs["text"].items, 8), np.float32)}
+
+    model = embedding_model()
+    with FakeServer(FakeModel(model.info, embed, model.tokenizer)) as server:  # type: ignore[arg-type]
+        monkeypatch.setitem(sys.modules, "tokenizers", None)
+        with Client(server.endpoint) as client:
+            client.embed(["a", "ü"], truncate=False, direction="left", prompt_name="query", normalize=False)
+            with pytest.raises(InvalidRequest, match="lone surrogate"):
+                client.embed("\ud800")
+            assert client.tokenizer() is None
+    assert seen == [
+        (
+            ["a", "ü"],
+            {"truncate": False, "truncation_direction": "left", "prompt_name": "query", "normalize": False},
+        )
+    ]
+
+
+def test_a_slow_answer_ends_at_the_deadline() -> None:
+    release = threading.Event()
+
+    def wait(inputs: dict[str, Tensor], params: object) -> dict[str, Tensor]:
+        release.wait(20)
+        return inputs
+
+    slow = FakeModel(ModelInfo(name="slow"), wait)  # type: ignore[arg-type]
+    with FakeServer(slow) as server, Client(server.endpoint) as client:
+        client.hello()
+        started = time.monotonic()
+        with pytest.raises(DeadlineExceeded):
+            client.infer("slow", x=[1], timeout_s=0.2)
+        assert 0.2 <= time.monotonic() - started < 2
+        release.set()
+        connection = client._calls.connections.get()
+        until(lambda: connection.late_replies == 1, "the late reply", 10)
+
+
+def test_a_daemon_that_comes_back_is_used_again(own_endpoint: str) -> None:
+    with Client(own_endpoint, timeout_s=10) as client:
+        with FakeServer(endpoint=own_endpoint):
+            client.embed("a")
+        with pytest.raises(Unavailable):
+            client.embed("a")
+        with FakeServer(embedding_model(dimensions=4), endpoint=own_endpoint):
+            until(lambda: client.embed("a").shape == (1, 4) if _up(client) else False, "the new daemon", 10)
+
+
+def _up(client: Client) -> bool:
+    try:
+        return client.status().state == "ready"
+    except Unavailable:
+        return False
+
+
+def test_after_close_the_next_call_connects_anew(server: FakeServer, client: Client) -> None:
+    client.embed("a")
+    client.close()
+    assert client.embed("a").shape == (1, 8)
+
+
+def test_metrics_and_text_info(client: Client) -> None:
+    assert "gpu_server_fake 1" in client.metrics()
+    assert isinstance(client.model().text, TextInfo)

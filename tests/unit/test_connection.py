@@ -1,0 +1,283 @@
+"""One socket a process: every call ends, whatever the daemon does."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zmq
+from running_daemon import until
+
+from gpu_server import connection as connections
+from gpu_server.connection import Connection, PerProcess, Reply
+from gpu_server.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    InternalError,
+    InvalidRequest,
+    ModelNotFound,
+    Overloaded,
+    Unavailable,
+)
+from gpu_server.testing import FakeServer
+from gpu_server.wire import RequestHeader, Tensor, encode_reply, error_reply
+from gpu_server.wire.header import ReplyHeader, unpack_request
+
+
+class HandServer:
+    """A ROUTER that answers only when the test says so."""
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> None:
+        self.socket = context.socket(zmq.ROUTER)
+        self.socket.linger, self.socket.rcvtimeo = 0, 10_000
+        self.socket.bind(endpoint)
+
+    def receive(self) -> tuple[bytes, RequestHeader]:
+        peer, _, header, *_ = self.socket.recv_multipart()
+        return peer, unpack_request(header)
+
+    def answer(self, peer: bytes, request_id: bytes) -> None:
+        self.socket.send_multipart([peer, *encode_reply(ReplyHeader(v=1, id=request_id))])
+
+
+@pytest.fixture
+def serve(own_endpoint: str) -> Iterator[Callable[[], HandServer]]:
+    """Start a server, as often as one is needed; all are closed after the test."""
+    made: list[HandServer] = []
+
+    def start() -> HandServer:
+        made.append(HandServer(context, own_endpoint))
+        return made[-1]
+
+    with zmq.Context() as context:
+        yield start
+        for server in made:
+            server.socket.close()
+
+
+@pytest.fixture
+def server(serve: Callable[[], HandServer]) -> HandServer:
+    return serve()
+
+
+@pytest.fixture
+def connection(own_endpoint: str) -> Iterator[Connection]:
+    made = Connection(own_endpoint)
+    yield made
+    made.close()
+
+
+def ask(connection: Connection, timeout_s: float = 10.0, op: str = "infer", **header: Any) -> Future[Reply]:
+    return connection.submit(RequestHeader(v=1, id=b"-", op=op, **header), None, timeout_s)
+
+
+def test_replies_in_any_order_reach_their_calls(server: HandServer, connection: Connection) -> None:
+    futures = [ask(connection) for _ in range(5)]
+    for peer, header in reversed([server.receive() for _ in futures]):
+        server.answer(peer, header.id)
+    ids = [future.result(10).header.id for future in futures]
+    assert len(set(ids)) == 5
+    assert ids == sorted(ids)
+
+
+def test_an_error_reply_is_its_exception(server: HandServer, connection: Connection) -> None:
+    future = ask(connection)
+    peer, header = server.receive()
+    frames = error_reply(header.id, "model_not_found", "no such model", False, {"models": ["a"]})
+    server.socket.send_multipart([peer, *frames])
+    with pytest.raises(ModelNotFound, match="no such model") as error:
+        future.result(10)
+    assert error.value.details == {"models": ["a"]}
+
+
+def test_a_reply_that_cannot_be_read_fails_its_call_alone(server: HandServer, connection: Connection) -> None:
+    bad, good = ask(connection), ask(connection)
+    requests = [server.receive(), server.receive()]
+    for (peer, header), extra in zip(requests, ([b"a frame too many"], []), strict=True):
+        server.socket.send_multipart([peer, *encode_reply(ReplyHeader(v=1, id=header.id)), *extra])
+    with pytest.raises(InternalError, match="reply cannot be read"):
+        bad.result(10)
+    assert good.result(10)
+
+
+def test_the_deadline_ends_a_call_and_the_late_reply_is_dropped_and_counted(
+    server: HandServer, connection: Connection
+) -> None:
+    started = time.monotonic()
+    future = ask(connection, 0.1)
+    peer, header = server.receive()
+    assert header.deadline_ms == 100
+    with pytest.raises(DeadlineExceeded):
+        future.result(5)
+    assert 0.1 <= time.monotonic() - started < 2
+    server.answer(peer, header.id)
+    until(lambda: connection.late_replies == 1, "the late reply", 5)
+    assert connection._calls == {}
+
+
+@pytest.mark.parametrize("timeout_s", [1e9, float("inf")])
+def test_a_time_out_beyond_the_protocols_is_its_longest(
+    server: HandServer, connection: Connection, timeout_s: float
+) -> None:
+    ask(connection, timeout_s)
+    assert server.receive()[1].deadline_ms == 86_400_000
+
+
+def test_cancelling_a_future_reaches_the_server(server: HandServer, connection: Connection) -> None:
+    future = ask(connection)
+    peer, header = server.receive()
+    assert future.cancel()
+    _, cancel = server.receive()
+    assert (cancel.op, cancel.target) == ("cancel", header.id)
+    frames = error_reply(header.id, Cancelled.code, "cancelled")
+    server.socket.send_multipart([peer, *frames])
+    server.answer(peer, cancel.id)
+    until(lambda: connection.late_replies == 1, "the cancelled call's reply", 5)
+
+
+def test_losing_the_daemon_fails_what_was_sent_at_once(
+    serve: Callable[[], HandServer], server: HandServer, connection: Connection
+) -> None:
+    futures = [ask(connection, 60) for _ in range(3)]
+    for _ in futures:
+        server.receive()
+    before = connection.generation
+    started = time.monotonic()
+    server.socket.close()
+    for future in futures:
+        with pytest.raises(Unavailable, match="was lost"):
+            future.result(5)
+    assert time.monotonic() - started < 2
+    assert connection.generation == before + 1
+    again = serve()
+    future = ask(connection)
+    peer, header = again.receive()
+    again.answer(peer, header.id)
+    assert future.result(10)
+
+
+def test_nobody_there_is_said_at_once(connection: Connection) -> None:
+    with pytest.raises(Unavailable, match="gpu-server start"):
+        ask(connection)
+
+
+def test_a_socket_that_nobody_serves_is_given_up_after_a_second(
+    own_endpoint: str, connection: Connection
+) -> None:
+    Path(own_endpoint.removeprefix("ipc://")).touch()
+    started = time.monotonic()
+    with pytest.raises(Unavailable, match="no gpu-server daemon answers"):
+        ask(connection, 60).result(10)
+    assert time.monotonic() - started < 3
+
+
+def test_closing_fails_what_is_pending(server: HandServer, connection: Connection) -> None:
+    future = ask(connection, 60)
+    server.receive()
+    connection.close()
+    with pytest.raises(Unavailable, match="closed"):
+        future.result(5)
+    with pytest.raises(Unavailable, match="closed"):
+        ask(connection)
+    connection.close()
+
+
+def test_what_cannot_be_encoded_is_an_invalid_request(server: HandServer, connection: Connection) -> None:
+    with pytest.raises(InvalidRequest, match="4096"):
+        ask(connection, params={"p": "x" * 5000})
+    assert connection._calls == {}
+
+
+def test_pending_calls_are_bounded(
+    server: HandServer, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "MAX_PENDING", 2)
+    ask(connection)
+    ask(connection)
+    with pytest.raises(Overloaded, match="2 requests of this process are already pending"):
+        ask(connection)
+
+
+def test_no_wake_up_is_lost(server: HandServer, connection: Connection) -> None:
+    """A submit between the I/O thread's waking and its reading of the wake-up byte must not silence the next one."""
+
+    class Nosy:
+        """The wake-up socket, with another thread's submit just before it is read."""
+
+        def __init__(self, socket: Any) -> None:
+            self.socket = socket
+
+        def recv(self, size: int) -> bytes:
+            connection._wake()
+            data: bytes = self.socket.recv(size)
+            return data
+
+        def close(self) -> None:
+            self.socket.close()
+
+    ask(connection)
+    server.receive()
+    connection._wake_read = Nosy(connection._wake_read)  # type: ignore[assignment]
+    for _ in range(3):
+        ask(connection)
+        server.receive()
+
+
+def test_threads_share_it_and_no_answer_goes_astray() -> None:
+    with FakeServer() as fake:
+        connection = Connection(fake.endpoint)
+
+        def work(thread: int) -> bool:
+            for number in range(50):
+                nonce = thread * 1000 + number
+                inputs = {"x": Tensor.from_numpy(np.array([nonce]))}
+                reply = connection.submit(
+                    RequestHeader(v=1, id=b"-", op="infer", model="echo"), inputs, 10
+                ).result(10)
+                if reply.outputs["x"].to_numpy().tolist() != [nonce]:
+                    return False
+            return True
+
+        with ThreadPoolExecutor(8) as pool:
+            assert all(pool.map(work, range(8)))
+        assert connection.late_replies == 0
+        connection.close()
+
+
+class TestPerProcess:
+    """Which connection a process gets."""
+
+    def test_threads_that_come_first_together_get_one(
+        self, server: HandServer, own_endpoint: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        per_process = PerProcess(own_endpoint)
+        parents = per_process.get()
+        gate = threading.Barrier(8)
+        monkeypatch.setattr(connections.os, "getpid", lambda: 4_000_000)
+
+        def first_use(_: int) -> Connection:
+            gate.wait(10)
+            return per_process.get()
+
+        with ThreadPoolExecutor(8) as pool:
+            made = set(pool.map(first_use, range(8)))
+        assert len(made) == 1
+        assert parents not in made
+        per_process.close()
+        parents.close()
+
+    def test_after_a_close_there_is_a_new_one(self, server: HandServer, own_endpoint: str) -> None:
+        per_process = PerProcess(own_endpoint)
+        first = per_process.get()
+        assert per_process.get() is first
+        per_process.close()
+        per_process.close()
+        second = per_process.get()
+        assert second is not first
+        per_process.close()

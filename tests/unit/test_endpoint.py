@@ -1,0 +1,111 @@
+"""Where the socket is by default, and which endpoints are refused with what reason."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from gpu_server import endpoint as endpoints
+from gpu_server.errors import EndpointError, EndpointForbidden, Unavailable
+
+
+@pytest.fixture(autouse=True)
+def no_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("GPU_SERVER_ENDPOINT", "RUNTIME_DIRECTORY", "XDG_RUNTIME_DIR"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_the_daemon_takes_the_service_managers_folder_then_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert endpoints.server_default().endswith(f"/gpu-server-{os.getuid()}/gpu-server.sock")
+    monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/user/7")
+    assert endpoints.server_default() == "ipc:///run/user/7/gpu-server/gpu-server.sock"
+    monkeypatch.setenv("RUNTIME_DIRECTORY", "/run/one:/run/two")
+    assert endpoints.server_default() == "ipc:///run/one/gpu-server.sock"
+
+
+def test_a_client_looks_where_it_is_told_then_for_its_own_then_for_the_systems(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    own, system = tmp_path / "gpu-server" / "gpu-server.sock", tmp_path / "system.sock"
+    monkeypatch.setattr(endpoints, "SYSTEM_SOCKET", system)
+    assert endpoints.client_default() == f"ipc://{own}" == endpoints.server_default()
+    system.touch()
+    assert endpoints.client_default() == f"ipc://{system}"
+    own.parent.mkdir()
+    own.touch()
+    assert endpoints.client_default() == f"ipc://{own}"
+    monkeypatch.setenv("GPU_SERVER_ENDPOINT", "tcp://127.0.0.1:5")
+    assert endpoints.client_default() == "tcp://127.0.0.1:5"
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        "ipc:///a/b.sock",
+        "tcp://127.0.0.1:5555",
+        "tcp://localhost:1",
+        "tcp://[::1]:65535",
+        "tcp://127.9.9.9:80",
+    ],
+)
+def test_good_endpoints(endpoint: str) -> None:
+    endpoints.check(endpoint)
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "reason"),
+    [
+        ("", "must start with ipc:// or tcp://"),
+        ("/run/x.sock", "must start with ipc:// or tcp://"),
+        ("http://localhost:80", "must start with ipc:// or tcp://"),
+        ("inproc://x", "must start with ipc:// or tcp://"),
+        ("ipc://relative.sock", "must name an absolute path"),
+        ("ipc://@abstract", "must name an absolute path"),
+        ("tcp://127.0.0.1", "must be tcp://host:port"),
+        ("tcp://127.0.0.1:0", "must be tcp://host:port"),
+        ("tcp://127.0.0.1:99999", "must be tcp://host:port"),
+        ("tcp://127.0.0.1:http", "must be tcp://host:port"),
+        ("tcp://:5555", "must be tcp://host:port"),
+        ("tcp://*:5555", "loopback only"),
+        ("tcp://0.0.0.0:5555", "loopback only"),
+        ("tcp://192.168.0.1:5555", "loopback only"),
+        ("tcp://example.com:5555", "loopback only"),
+    ],
+)
+def test_bad_endpoints(endpoint: str, reason: str) -> None:
+    with pytest.raises(EndpointError, match=reason):
+        endpoints.check(endpoint)
+
+
+def test_a_path_may_have_107_bytes() -> None:
+    endpoints.check("ipc:///" + "x" * 106)
+    with pytest.raises(EndpointError, match="108 bytes and the system allows 107"):
+        endpoints.check("ipc:///" + "x" * 107)
+    with pytest.raises(EndpointError, match="109 bytes"):
+        endpoints.check("ipc:///" + "é" * 54)
+
+
+def test_nothing_there_says_how_to_start_it() -> None:
+    with pytest.raises(Unavailable, match="gpu-server start") as error:
+        endpoints.check_reachable("ipc:///nonexistent/s")
+    assert not isinstance(error.value, EndpointForbidden)
+    assert error.value.details == {"endpoint": "ipc:///nonexistent/s"}
+
+
+def test_a_socket_without_permission_is_another_matter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "s"
+    path.touch()
+    endpoints.check_reachable(f"ipc://{path}")
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(EndpointForbidden, match="no permission for the socket"):
+        endpoints.check_reachable(f"ipc://{path}")
+
+
+def test_tcp_is_tried() -> None:
+    endpoints.check_reachable("tcp://127.0.0.1:1")
+    assert endpoints.ipc_path("tcp://127.0.0.1:1") is None

@@ -1,0 +1,116 @@
+"""`TextTokenizer` against the tokenizers library itself: ids, limits on both sides, prompts, threads."""
+
+from __future__ import annotations
+
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
+
+from gpu_server.errors import InvalidRequest, MissingDependency
+from gpu_server.testing import byte_tokenizer
+from gpu_server.tokenizing import Direction, TextTokenizer, available, digest
+from gpu_server.wire.documents import TextInfo
+
+DATA = byte_tokenizer()
+TEXTS = ["", "a", "hello world", "ünïcödé", "x" * 50, "\n\t\0", "[CLS]"]
+
+
+def tokenizer(**info: Any) -> TextTokenizer:
+    return TextTokenizer(
+        DATA, TextInfo(**{"digest": digest(DATA), "max_length": 10, "vocab_size": 258, **info})
+    )
+
+
+def direct(text: str, max_length: int | None = None, direction: str = "right") -> list[int]:
+    made = Tokenizer.from_str(DATA.decode())
+    if max_length is not None:
+        made.enable_truncation(max_length, direction=direction)
+    ids: list[int] = made.encode(text).ids
+    return ids
+
+
+@pytest.mark.parametrize("direction", ["left", "right"])
+def test_ids_are_those_of_the_library(direction: Direction) -> None:
+    rows = tokenizer().encode(TEXTS, direction=direction)
+    assert rows == [direct(text, 10, direction) for text in TEXTS]
+    assert max(map(len, rows)) == 10
+
+
+def test_sides_of_truncation_differ_and_keep_the_special_tokens() -> None:
+    shared = tokenizer()
+    right, left = (shared.encode(["abcdefghijkl"], direction=d)[0] for d in ("right", "left"))
+    assert right == [256, *b"abcdefgh", 257]
+    assert left == [256, *b"efghijkl", 257]
+
+
+def test_a_limit_in_the_file_itself_does_not_count() -> None:
+    limited = Tokenizer.from_str(DATA.decode())
+    limited.enable_truncation(4)
+    limited.enable_padding(length=64)
+    made = TextTokenizer(limited.to_str().encode(), TextInfo(digest="", max_length=10, vocab_size=258))
+    assert made.encode(["abcdefghijkl", "a"]) == tokenizer().encode(["abcdefghijkl", "a"])
+    assert len(made.encode(["abcdef"], truncate=False)[0]) == 8
+    assert len(made.tokenize(["a" * 100])[0].ids) == 102
+
+
+def test_without_truncation_an_over_long_text_is_named() -> None:
+    assert tokenizer().encode(["a" * 8], truncate=False) == [direct("a" * 8)]
+    with pytest.raises(InvalidRequest, match="input 1 has 11 tokens, more than max_length = 10") as error:
+        tokenizer().encode(["a", "a" * 9], truncate=False)
+    assert error.value.details == {"item": 1, "limit": "max_length"}
+
+
+def test_prompts() -> None:
+    made = tokenizer(prompts={"q": "Q:", "d": ""}, default_prompt="q")
+    assert made.encode(["x"]) == made.encode(["x"], prompt_name="q") == [direct("Q:x")]
+    assert made.encode(["x"], prompt_name="d") == [direct("x")]
+    with pytest.raises(InvalidRequest, match="prompt_name 'z' is unknown; the model has: d, q"):
+        made.encode(["x"], prompt_name="z")
+    with pytest.raises(InvalidRequest, match="the model has: none"):
+        tokenizer().encode(["x"], prompt_name="z")
+
+
+def test_threads_share_one_object() -> None:
+    shared = tokenizer()
+    expected = {d: [direct(text, 10, d) for text in TEXTS] for d in ("left", "right")}
+
+    def work(number: int) -> bool:
+        direction: Direction = "left" if number % 2 else "right"
+        return all(shared.encode(TEXTS, direction=direction) == expected[direction] for _ in range(20))
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(work, range(32)))
+
+
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs"])), min_size=1, max_size=5))
+def test_decoding_gives_the_text_back(texts: list[str]) -> None:
+    made = tokenizer(max_length=10_000)
+    kept = [text for text in texts if "[CLS]" not in text and "[SEP]" not in text]
+    assert made.decode(made.encode(kept)) == kept
+
+
+@pytest.mark.parametrize("row", [[258], [-1], [0, 2**40]])
+def test_ids_outside_the_vocabulary_are_named(row: list[int]) -> None:
+    with pytest.raises(InvalidRequest, match="input 1 has a token id outside 0 … 257"):
+        tokenizer().decode([[1], row])
+
+
+def test_tokens_and_offsets() -> None:
+    made = tokenizer()
+    (plain,) = made.tokenize(["ab"], special=False)
+    (full,) = made.tokenize(["ab"])
+    assert (plain.ids, plain.offsets) == ([97, 98], [(0, 1), (1, 2)])
+    assert full.tokens == ["[CLS]", "a", "b", "[SEP]"]
+
+
+def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert available()
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    assert not available()
+    with pytest.raises(MissingDependency, match="pip install tokenizers"):
+        tokenizer()
