@@ -76,7 +76,12 @@ class Connection:
         self._cancels: deque[bytes] = deque()
         self._deadlines: list[tuple[float, bytes]] = []
         self._lock = threading.Lock()
-        self._wake_read, self._wake_write = sockets.socketpair()
+        try:
+            self._wake_read, self._wake_write = sockets.socketpair()
+        except OSError as error:
+            raise Unavailable(
+                f"no connection can be made: {error.strerror}", {"endpoint": endpoint}
+            ) from None
         self._wake_read.setblocking(False)
         self._wake_write.setblocking(False)
         self._armed = False
@@ -114,6 +119,11 @@ class Connection:
         self._wake()
         return future
 
+    @property
+    def closed(self) -> bool:
+        """Whether it takes no more calls: closed, or its I/O thread has met an error that it cannot go on from."""
+        return self._closing
+
     def close(self) -> None:
         """End the I/O thread; pending calls fail with Unavailable."""
         with self._lock:
@@ -139,21 +149,22 @@ class Connection:
                 self._wake_write.send(b"\0")
 
     def _run(self) -> None:
+        """The I/O thread. Whatever ends it, it ends every call too."""
+        reason = "the client is closed"
         context = self._zmq.Context()
-        socket = context.socket(zmq.DEALER)
-        monitor = None
         try:
+            socket = context.socket(zmq.DEALER)
             _configure(socket)
             monitor = socket.get_monitor_socket(_EVENTS)
             socket.connect(self.endpoint)
             self._serve(socket, monitor)
+        except zmq.ZMQError as error:
+            reason = f"the connection to {self.endpoint} failed: {error}"
         finally:
-            self._fail_all(Unavailable("the client is closed", {"endpoint": self.endpoint}))
-            socket.disable_monitor()
-            if monitor is not None:
-                monitor.close(linger=0)
-            socket.close(linger=0)
-            context.term()
+            with self._lock:
+                self._closing = True
+            self._fail_all(Unavailable(reason, {"endpoint": self.endpoint}))
+            context.destroy(linger=0)
             self._wake_read.close()
             self._wake_write.close()
 
@@ -299,6 +310,18 @@ def _renew_lock() -> None:
 os.register_at_fork(after_in_child=_renew_lock)
 
 
+def _lock_for_this_process() -> threading.Lock:
+    """The lock, of the kind that `threading` makes now.
+
+    After gevent's patching a lock from before it, held while greenlets switch, would stop them all.
+    """
+    global _making
+    fresh = threading.Lock()
+    if type(_making) is not type(fresh):
+        _making = fresh
+    return _making
+
+
 class PerProcess:
     """A connection made on first use and made anew in every forked child."""
 
@@ -310,18 +333,19 @@ class PerProcess:
 
     def get(self) -> Connection:
         """This process's connection."""
-        if self._pid == os.getpid() and self._connection is not None:
-            return self._connection
+        known = self._connection
+        if self._pid == os.getpid() and known is not None and not known.closed:
+            return known
         return self._make()
 
     def _make(self) -> Connection:
-        with _making:
+        with _lock_for_this_process():
             if self._pid != os.getpid():
                 # Kept, never closed: a parent's socket and locks must not be touched in a child.
                 if self._connection is not None:
                     self._inherited.append(self._connection)
                 self._connection, self._pid = None, os.getpid()
-            if self._connection is None:
+            if self._connection is None or self._connection.closed:
                 self._connection = Connection(self.endpoint)
             return self._connection
 

@@ -18,7 +18,12 @@ _send = CompiledSocket.send
 
 
 def receive(socket: zmq.Socket[bytes]) -> list[bytes]:
-    """The frames of the next message; raises zmq.Again when there is none.
+    """The frames of the next message; raises zmq.Again when there is none."""
+    return receive_with_last(socket)[0]
+
+
+def receive_with_last(socket: zmq.Socket[bytes]) -> tuple[list[bytes], zmq.Frame]:
+    """The frames of the next message, and the last of them as pyzmq's object, which knows its connection.
 
     The first frame is an identity or a delimiter, which always has another behind it.
     """
@@ -28,7 +33,7 @@ def receive(socket: zmq.Socket[bytes]) -> list[bytes]:
     while frame.more:
         frame = _recv(socket, _NOBLOCK, False)
         frames.append(frame.bytes)
-    return frames
+    return frames, frame
 
 
 def send(socket: zmq.Socket[bytes], frames: Sequence[Buffer]) -> None:

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
-from gpu_server.errors import InvalidRequest, MissingDependency
+from gpu_server.errors import ConfigError, InvalidRequest, MissingDependency
 from gpu_server.wire.documents import TextInfo
 
 if TYPE_CHECKING:
@@ -51,7 +51,10 @@ class TextTokenizer:
         self._data = data
         self._lock = threading.Lock()
         self._ready: dict[Direction, Tokenizer] = {}
-        self._plain = Tokenizer.from_str(data.decode())
+        try:
+            self._plain = Tokenizer.from_str(data.decode())
+        except Exception as error:  # noqa: BLE001 - the library raises nothing narrower
+            raise ConfigError(f"tokenizer.json cannot be used: {error}") from None
         self._plain.no_padding()
         self._plain.no_truncation()
 

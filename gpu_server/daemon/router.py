@@ -11,6 +11,7 @@ import zmq
 
 from gpu_server import multipart
 from gpu_server.daemon.metrics import Metrics
+from gpu_server.daemon.peers import Peers
 from gpu_server.errors import EndpointError
 from gpu_server.wire import Buffer, Limits
 
@@ -52,15 +53,19 @@ class Router:
             raise EndpointError(f"cannot bind {endpoint}: {zmq.strerror(error.errno or 0)}") from None
         finally:
             os.umask(previous)
+        self.peers = Peers(self.socket, self._disconnected)
 
     def receive(self, handle: Callable[[bytes, Sequence[bytes]], None]) -> int:
         """Read up to `DRAIN_CAP` messages; returns how many there were, so that a full turn can be followed by another."""
         for count in range(DRAIN_CAP):
             try:
-                frames = multipart.receive(self.socket)
+                frames, last = multipart.receive_with_last(self.socket)
             except zmq.Again:
                 return count
-            handle(frames[0], frames[1:])
+            peer = frames[0]
+            if peer not in self.peers:
+                self.peers.add(peer, last)
+            handle(peer, frames[1:])
         return DRAIN_CAP
 
     def send(self, peer: bytes, frames: list[Buffer]) -> None:
@@ -95,6 +100,7 @@ class Router:
 
     def close(self, linger_ms: int) -> None:
         """Close the socket, giving sent replies `linger_ms` to leave."""
+        self.peers.close()
         self.socket.close(linger=linger_ms)
 
     def _configure(self, limits: Limits) -> None:
@@ -123,8 +129,13 @@ class Router:
     def _lost(self, peer: bytes, error: zmq.ZMQError) -> None:
         if error.errno != zmq.EHOSTUNREACH:
             raise error
+        self._metrics.dropped["peer_gone"] += 1
+        self.peers.forget(peer)
+        self._disconnected(peer)
+
+    def _disconnected(self, peer: bytes) -> None:
         waiting, _ = self._unsent.pop(peer, (deque(), 0))
-        self._metrics.dropped["peer_gone"] += len(waiting) + 1
+        self._metrics.dropped["peer_gone"] += len(waiting)
         self._on_gone(peer)
 
 

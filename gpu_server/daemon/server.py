@@ -126,7 +126,9 @@ class Daemon:
         self._poller = zmq.Poller()
         self._poller.register(self._router.socket, zmq.POLLIN)
         self._poller.register(self._wake_read, zmq.POLLIN)
+        self._poller.register(self._router.peers.monitor, zmq.POLLIN)
         self._watched: list[int] = []
+        self._watched_socket: list[zmq.Socket[bytes]] = []
         signal.set_wakeup_fd(self._wake_write.fileno(), warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
@@ -143,6 +145,8 @@ class Daemon:
         while not self._finished():
             events = self._wait(idle)
             received = router.receive(service.handle)
+            if self._router.peers.monitor in events:
+                self._router.peers.poll()
             if self._wake_read.fileno() in events:
                 with suppress(BlockingIOError):
                     self._wake_read.recv(4096)
@@ -234,18 +238,13 @@ class Daemon:
 
     def _watch_engine(self) -> None:
         """Poll the current engine's pipe, exit and socket, and no other's."""
-        for source_fd in self._watched:
-            self._poller.unregister(source_fd)
-        self._watched = []
-        for known, _ in list(self._poller.sockets):
-            if isinstance(known, zmq.Socket) and known is not self._router.socket:
-                self._poller.unregister(known)
+        for watched in (*self._watched, *self._watched_socket):
+            self._poller.unregister(watched)
         link = self._supervisor.link
-        if link is not None:
-            self._watched = link.filenos()
-            for source_fd in self._watched:
-                self._poller.register(source_fd, zmq.POLLIN)
-            self._poller.register(link.socket, zmq.POLLIN)
+        self._watched = link.filenos() if link is not None else []
+        self._watched_socket = [link.socket] if link is not None else []
+        for watched in (*self._watched, *self._watched_socket):
+            self._poller.register(watched, zmq.POLLIN)
 
     def _engine_ready(self, link: EngineLink) -> None:
         self._service.engine_ready(link)

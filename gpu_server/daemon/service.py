@@ -78,7 +78,7 @@ class Service:
         self._tokenizers: dict[str, bytes] = {}
         self._link: EngineLink | None = None
         self._ledger = Ledger()
-        self._tokenizing: dict[tuple[bytes, bytes], RequestHeader] = {}
+        self._tokenizing: dict[tuple[bytes, bytes], tuple[RequestHeader, float]] = {}
         self._scheduler = scheduler
         self._metrics = metrics
         self._limits = limits
@@ -188,18 +188,26 @@ class Service:
 
     def expire(self) -> None:
         """Answer requests whose deadline has passed."""
-        for request in self._ledger.expired(self._clock()):
-            self._fail(request, DeadlineExceeded("the deadline passed before the answer was ready"))
+        now = self._clock()
+        late = DeadlineExceeded("the deadline passed before the answer was ready")
+        for request in self._ledger.expired(now):
+            self._fail(request, late)
+        for (peer, request_id), (_, deadline) in list(self._tokenizing.items()):
+            if deadline <= now:
+                del self._tokenizing[peer, request_id]
+                self._reply_error(peer, request_id, late)
 
     def next_deadline(self) -> float | None:
         """When `expire` may next have work, on the clock."""
-        return self._ledger.next_deadline()
+        due = [deadline for _, deadline in self._tokenizing.values()]
+        queued = self._ledger.next_deadline()
+        return min(due if queued is None else [*due, queued], default=None)
 
     def peer_gone(self, peer: bytes) -> None:
         """Drop what a lost connection still waits for."""
         for request in self._ledger.of_peer(peer):
             self._close(request)
-        self._tokenizing = {key: header for key, header in self._tokenizing.items() if key[0] != peer}
+        self._tokenizing = {key: waiting for key, waiting in self._tokenizing.items() if key[0] != peer}
 
     def fail_all(self, error: RemoteError) -> None:
         """Answer every open request with an error."""
@@ -246,7 +254,7 @@ class Service:
         if len(self._tokenizing) >= MAX_TOKENIZING:
             raise Overloaded("too many texts wait to be tokenised", {"retry_after_ms": 100})
         options = admission.text_options(header.params)
-        self._tokenizing[peer, header.id] = header
+        self._tokenizing[peer, header.id] = header, deadline
         finished = partial(self._tokenized, peer, header, info, arrived, deadline)
         self._text.submit(info.name, text.strings(), options, finished)
 
@@ -260,12 +268,10 @@ class Service:
         outcome: Tensor | RemoteError,
     ) -> None:
         # By identity: the caller may have cancelled this request and used its id again.
-        if self._tokenizing.get((peer, header.id)) is not header:
+        if self._tokenizing.get((peer, header.id), (None,))[0] is not header:
             return
         del self._tokenizing[peer, header.id]
         try:
-            if self._clock() >= deadline:
-                raise DeadlineExceeded("the deadline passed before the text was tokenised")
             if isinstance(outcome, RemoteError):
                 raise outcome
             inputs = {"input_ids": outcome}

@@ -17,6 +17,7 @@ from gpu_server import source
 from gpu_server.engine.runner import Runner
 from gpu_server.errors import ConfigError, ModelClassError
 from gpu_server.models.base import Model
+from gpu_server.tokenizing import TextTokenizer
 from gpu_server.wire.documents import InputInfo, ModelInfo
 from gpu_server.wire.events import EngineSpec, ModelSpec
 from gpu_server.wire.tensor import ITEMSIZE, Tensor
@@ -159,8 +160,10 @@ def _check_text(info: ModelInfo, model: Model) -> None:
         return
     if info.inputs != (InputInfo("input_ids", "i32", (-1,)),):
         raise ConfigError(f"{info.source}: a model with text takes one input, input_ids: i32 (-1,)")
-    if model.tokenizer_json() is None:
+    data = model.tokenizer_json()
+    if data is None:
         raise ConfigError(f"{info.source}: a model with text must give its tokenizer_json()")
+    TextTokenizer(data, info.text)
 
 
 def _version(spec: ModelSpec) -> str:

@@ -23,7 +23,7 @@ def _in_node(node: ast.AST) -> Iterator[str]:
             yield from (a.name for a in names if a.name.split(".")[0] in MODULES)
         case ast.ImportFrom(module=str(module)) if module.split(".")[0] in MODULES:
             yield module
-        case ast.Name(id=name) if name in BUILTINS:
+        case ast.Name(id=name, ctx=ast.Load()) if name in BUILTINS:
             yield name
         case ast.Attribute(value=ast.Name(id="builtins"), attr=name) if name in BUILTINS:
             yield f"builtins.{name}"

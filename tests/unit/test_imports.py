@@ -52,16 +52,17 @@ RULES = {
     "gpu_server.endpoint": rule("config", never=GPU | WEB | {"zmq"}),
     "gpu_server.source": rule("config", never=GPU | WEB | {"zmq"}),
     "gpu_server.tokenizing": rule("wire", never=GPU | WEB | {"zmq"}),
+    "gpu_server.multipart": rule("wire", never=GPU | WEB),
     "gpu_server.calls": CLIENT_SIDE,
     "gpu_server.connection": CLIENT_SIDE,
     "gpu_server.client": CLIENT_SIDE,
     "gpu_server.aio": CLIENT_SIDE,
     "gpu_server.testing": CLIENT_SIDE,
     "gpu_server.daemon": rule(
-        "wire", "config", "endpoint", "logs", "source", "tokenizing", never=GPU | WEB
+        "wire", "config", "endpoint", "logs", "multipart", "source", "tokenizing", never=GPU | WEB
     ),
     "gpu_server.engine": rule(
-        "wire", "config", "endpoint", "logs", "source", "models", "daemon.request", never=WEB
+        "wire", "config", "endpoint", "logs", "source", "tokenizing", "models", never=WEB
     ),
     "gpu_server.models": rule("wire", "config", "source", "tokenizing", never=WEB | {"zmq"}),
     "gpu_server.cli": rule(

@@ -87,7 +87,9 @@ def test_an_id_is_outstanding_while_its_text_is_tokenised(world: World) -> None:
 
 def test_a_deadline_that_passes_meanwhile_is_said_so(world: World) -> None:
     world.text("a", deadline_ms=100)
+    assert world.service.next_deadline() == pytest.approx(world.clock() + 0.1)
     world.clock.advance(0.1)
+    world.service.expire()
     world.pool.turn()
     assert world.outcomes() == [(b"1", "deadline_exceeded")]
     world.assert_nothing_is_kept()

@@ -139,7 +139,9 @@ def test_wrong_declarations(folder: Path, declaration: str, reason: str) -> None
 TEXT = """
     inputs = {"input_ids": ("i32", (-1,))}
     cost = "input_ids"
-    def tokenizer_json(self): return b"{}"
+    def tokenizer_json(self):
+        from gpu_server.testing import byte_tokenizer
+        return byte_tokenizer()
     def describe(self, info):
         from gpu_server.wire.documents import TextInfo
         info.text = TextInfo(digest="", max_length=4, vocab_size=10)
@@ -151,7 +153,9 @@ def test_a_text_model_must_have_ids_and_a_tokenizer(folder: Path) -> None:
     with pytest.raises(ConfigError, match="takes one input, input_ids"):
         load(folder, BASE + TEXT.replace('"i32"', '"i64"'))
     with pytest.raises(ConfigError, match="must give its tokenizer_json"):
-        load(folder, BASE + TEXT.replace('b"{}"', "None"))
+        load(folder, BASE + TEXT.replace("byte_tokenizer()", "None"))
+    with pytest.raises(ConfigError, match=r"tokenizer\.json cannot be used"):
+        load(folder, BASE + TEXT.replace("byte_tokenizer()", 'b"{}"'))
 
 
 def test_the_version_changes_with_the_file_and_the_settings(folder: Path) -> None:

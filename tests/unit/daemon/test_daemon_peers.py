@@ -1,0 +1,83 @@
+"""A connection that ends is told by its client's identity, at once and only once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import zmq
+from running_daemon import until
+
+from gpu_server import multipart
+from gpu_server.daemon.peers import Peers
+
+Context = zmq.Context[zmq.Socket[bytes]]
+
+
+class World:
+    """A ROUTER with its peers, and clients of it."""
+
+    def __init__(self, context: Context, endpoint: str) -> None:
+        self.context = context
+        self.endpoint = endpoint
+        self.gone: list[bytes] = []
+        self.router = context.socket(zmq.ROUTER)
+        self.router.bind(endpoint)
+        self.peers = Peers(self.router, self.gone.append)
+
+    def client(self, name: bytes) -> zmq.Socket[bytes]:
+        """A connected client whose first message has been read."""
+        socket = self.context.socket(zmq.DEALER)
+        socket.linger = 0
+        socket.routing_id = name
+        socket.connect(self.endpoint)
+        socket.send_multipart([b"", b"hello"])
+        assert self.router.poll(5000)
+        frames, last = multipart.receive_with_last(self.router)
+        assert frames == [name, b"", b"hello"]
+        self.peers.add(name, last)
+        return socket
+
+    def has_gone(self, count: int) -> bool:
+        """Whether so many have gone by now."""
+        self.peers.poll()
+        return len(self.gone) >= count
+
+
+@pytest.fixture
+def world(own_endpoint: str) -> Iterator[World]:
+    with zmq.Context() as context:
+        made = World(context, own_endpoint)
+        yield made
+        made.peers.close()
+        context.destroy(linger=0)
+
+
+def test_a_client_that_leaves_is_told(world: World) -> None:
+    stays, leaves = world.client(b"stays"), world.client(b"leaves")
+    leaves.close()
+    until(lambda: world.has_gone(1), "told", wait_s=5)
+    assert world.gone == [b"leaves"]
+    assert b"stays" in world.peers
+    assert b"leaves" not in world.peers
+    stays.close()
+
+
+def test_a_descriptor_used_again_belongs_to_the_new_client(world: World) -> None:
+    for number in range(20):
+        world.client(b"old%d" % number).close()
+        newer = world.client(b"new%d" % number)
+        until(lambda: world.has_gone(2 * number + 1), "told", wait_s=5)  # noqa: B023 - called before the loop goes on
+        assert b"new%d" % number in world.peers
+        newer.close()
+        until(lambda: world.has_gone(2 * number + 2), "told", wait_s=5)  # noqa: B023
+    assert len(world.peers) == 0
+    assert sorted(world.gone) == sorted([b"%s%d" % (kind, n) for kind in (b"old", b"new") for n in range(20)])
+
+
+def test_a_forgotten_client_is_not_told(world: World) -> None:
+    client = world.client(b"gone")
+    world.peers.forget(b"gone")
+    client.close()
+    world.peers.forget(b"never seen")
+    assert len(world.peers) == 0
