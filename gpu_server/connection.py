@@ -226,16 +226,20 @@ class Connection:
                 self._fail_all(lost, only_sent=True)
 
     def _send(self, socket: Any) -> None:
-        while self._outbox:
-            call = self._calls.get(self._outbox.popleft())
-            if call is not None:
-                call.sent = True
-                socket.send_multipart(call.frames, zmq.NOBLOCK)
-                call.frames = []
-        while self._cancels:
-            target = self._cancels.popleft()
-            cancel = RequestHeader(v=VERSION, id=b"c" + target, op="cancel", target=target)
-            socket.send_multipart(encode_request(cancel), zmq.NOBLOCK)
+        try:
+            while self._outbox:
+                call = self._calls.get(self._outbox[0])
+                if call is not None:
+                    socket.send_multipart(call.frames, zmq.NOBLOCK)
+                    call.sent, call.frames = True, []
+                self._outbox.popleft()
+            while self._cancels:
+                target = self._cancels.popleft()
+                cancel = RequestHeader(v=VERSION, id=b"c" + target, op="cancel", target=target)
+                socket.send_multipart(encode_request(cancel), zmq.NOBLOCK)
+        except zmq.Again:
+            # The connection has just gone; the monitor will say so, and what is left waits for the next one.
+            pass
 
     def _expire(self) -> None:
         now = time.monotonic()

@@ -43,3 +43,8 @@ class InferRequest(msgspec.Struct):
     parameters: Parameters = {}
     priority: Literal[0, 1, 2] = 1
     timeout_ms: Annotated[int, Meta(ge=1, le=86_400_000)] | None = None
+
+
+# msgspec looks into a type on its first use, and two threads that do so at once end the process; so it happens here.
+for _kind in (EmbedRequest, EmbeddingsRequest, InferRequest):
+    msgspec.json.Decoder(_kind)

@@ -2,139 +2,24 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
-import queue
-import re
 import signal
-import socket
-import subprocess
-import sys
-import tempfile
-import threading
 import time
 from base64 import b64decode
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 import openai
 import pytest
+from running_gunicorn import CLASSES, RunningGunicorn, UnixConnection
 
 from gpu_server.testing import FakeServer, fake_vector
 
-ROOT = Path(__file__).parents[2]
 WAIT_S = 30
-CLASSES = {
-    "sync": ["-k", "sync", "--threads", "1"],
-    "gthread": ["-k", "gthread", "--threads", "8"],
-    "gevent": ["-k", "gevent"],
-}
-
-
-class UnixConnection(http.client.HTTPConnection):
-    """HTTP over a Unix socket."""
-
-    def __init__(self, path: str) -> None:
-        super().__init__("localhost", timeout=WAIT_S)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(WAIT_S)
-        self.sock.connect(self._path)
-
-
-class Gunicorn:
-    """`gunicorn web:app` as this project sets it up, on a Unix socket and a free port; `log` holds its lines."""
-
-    def __init__(
-        self, endpoint: str, *options: str, app: str = "web:app", cwd: Path = ROOT, **env: str
-    ) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="gw-")
-        self.path = f"{self._folder.name}/http.sock"
-        self.log: list[str] = []
-        self._lines: queue.Queue[str] = queue.Queue()
-        clean = {
-            k: v for k, v in os.environ.items() if not k.startswith(("GPU_SERVER_", "GUNICORN_", "WEB_CON"))
-        }
-        self.process = subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "gunicorn",
-                "-b",
-                f"unix:{self.path}",
-                "-b",
-                "127.0.0.1:0",
-                "-w",
-                "2",
-                *options,
-                app,
-            ],
-            cwd=cwd,
-            env=clean | {"GPU_SERVER_ENDPOINT": endpoint} | env,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        self._reader = threading.Thread(target=self._read)
-        self._reader.start()
-
-    def _read(self) -> None:
-        assert self.process.stderr is not None
-        for line in self.process.stderr:
-            self.log.append(line)
-            self._lines.put(line)
-        self.process.stderr.close()
-
-    def wait_for(self, words: str) -> str:
-        """The next line of the log that holds `words`."""
-        give_up = time.monotonic() + WAIT_S
-        while words not in (line := self._lines.get(timeout=max(0.01, give_up - time.monotonic()))):
-            pass
-        return line
-
-    def workers(self) -> list[int]:
-        """Process ids of the workers."""
-        pid = self.process.pid
-        return [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-    def ask(
-        self, method: str, path: str, body: Any = None, to: UnixConnection | None = None
-    ) -> tuple[int, Any]:
-        """Status and decoded JSON (or text) of one request."""
-        connection = to or UnixConnection(self.path)
-        data = None if body is None else json.dumps(body).encode()
-        connection.request(method, path, data, {"content-type": "application/json"})
-        answer = connection.getresponse()
-        raw = answer.read()
-        if to is None:
-            connection.close()
-        return answer.status, json.loads(
-            raw
-        ) if answer.headers.get_content_subtype() == "json" else raw.decode()
-
-    def __enter__(self) -> Gunicorn:
-        self.url = re.findall(r"http://[0-9.:]+", self.wait_for("Listening at"))[0]
-        for _ in range(2):
-            self.wait_for("Booting worker")
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.process.terminate()
-        try:
-            self.process.wait(WAIT_S)
-        finally:
-            self.process.kill()
-            self.process.wait()
-            self._reader.join()
-            self._folder.cleanup()
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +28,7 @@ def daemon() -> Iterator[FakeServer]:
         yield running
 
 
-def echo_many(web: Gunicorn, thread: int) -> list[tuple[int, Any, Any]]:
+def echo_many(web: RunningGunicorn, thread: int) -> list[tuple[int, Any, Any]]:
     """Requests over one kept connection, each with inputs of its own; status, answer and what it should be."""
     connection = UnixConnection(web.path)
     seen = []
@@ -164,7 +49,10 @@ def assert_no_framework_is_mapped(pid: int) -> None:
 @pytest.mark.parametrize("preload", [[], ["--preload"]], ids=["", "preload"])
 @pytest.mark.parametrize("worker_class", CLASSES)
 def test_answers_reach_their_callers(daemon: FakeServer, worker_class: str, preload: list[str]) -> None:
-    with Gunicorn(daemon.endpoint, *CLASSES[worker_class], *preload) as web, ThreadPoolExecutor(8) as pool:
+    with (
+        RunningGunicorn(daemon.endpoint, *CLASSES[worker_class], *preload) as web,
+        ThreadPoolExecutor(8) as pool,
+    ):
         for seen in pool.map(echo_many, [web] * 8, range(8)):
             assert [(s, o) for s, o, _ in seen] == [(200, expected) for *_, expected in seen]
         status, rows = web.ask("POST", "/embed", {"inputs": "hi", "normalize": False})
@@ -183,7 +71,7 @@ def test_answers_reach_their_callers(daemon: FakeServer, worker_class: str, prel
 @pytest.mark.parametrize("worker_class", CLASSES)
 def test_without_a_daemon_it_says_so_at_once_and_recovers(tmp_path: Path, worker_class: str) -> None:
     endpoint = f"ipc://{tmp_path}/s"
-    with Gunicorn(endpoint, *CLASSES[worker_class]) as web:
+    with RunningGunicorn(endpoint, *CLASSES[worker_class]) as web:
         for path, body in (("/readyz", None), ("/embed", {"inputs": "a"}), ("/health", None)):
             web.ask("GET", "/livez")
             started = time.monotonic()
@@ -202,7 +90,7 @@ def test_without_a_daemon_it_says_so_at_once_and_recovers(tmp_path: Path, worker
 
 
 def test_a_killed_worker_is_replaced_and_nothing_else_notices(daemon: FakeServer) -> None:
-    with Gunicorn(daemon.endpoint) as web:
+    with RunningGunicorn(daemon.endpoint) as web:
         assert web.ask("POST", "/embed", {"inputs": "a"})[0] == 200
         victim = web.workers()[0]
         os.kill(victim, signal.SIGKILL)
@@ -214,7 +102,7 @@ def test_a_killed_worker_is_replaced_and_nothing_else_notices(daemon: FakeServer
 
 
 @pytest.mark.parametrize("encoding", ["float", "base64", None])
-def test_the_openai_client(daemon: FakeServer, web: Gunicorn, encoding: str | None) -> None:
+def test_the_openai_client(daemon: FakeServer, web: RunningGunicorn, encoding: str | None) -> None:
     options: dict[str, Any] = {"encoding_format": encoding} if encoding else {}
     with openai.OpenAI(base_url=f"{web.url}/v1", api_key="-", max_retries=0) as client:
         answer = client.embeddings.create(
@@ -232,7 +120,7 @@ def test_the_openai_client(daemon: FakeServer, web: Gunicorn, encoding: str | No
             client.embeddings.create(model="nope", input="a")
 
 
-def test_a_chunked_body_over_the_limit_is_413(web: Gunicorn) -> None:
+def test_a_chunked_body_over_the_limit_is_413(web: RunningGunicorn) -> None:
     connection = UnixConnection(web.path)
     connection.request(
         "POST", "/embed", iter([b'{"inputs":"', b"a" * 5000, b'"}']), {"content-type": "application/json"}
@@ -243,16 +131,16 @@ def test_a_chunked_body_over_the_limit_is_413(web: Gunicorn) -> None:
     connection.close()
 
 
-def test_the_settings_ship_with_the_package(daemon: FakeServer, web: Gunicorn, tmp_path: Path) -> None:
-    with Gunicorn(daemon.endpoint, "-c", "python:web.serving", cwd=tmp_path) as elsewhere:
+def test_the_settings_ship_with_the_package(daemon: FakeServer, web: RunningGunicorn, tmp_path: Path) -> None:
+    with RunningGunicorn(daemon.endpoint, "-c", "python:web.serving", cwd=tmp_path) as elsewhere:
         assert elsewhere.ask("GET", "/readyz")[0] == 200
     for log in (web.log, elsewhere.log):
         assert any("Using worker: gthread" in line for line in log)
 
 
 @pytest.fixture(scope="module")
-def web(daemon: FakeServer) -> Iterator[Gunicorn]:
-    with Gunicorn(daemon.endpoint, GPU_SERVER_WEB_MAX_BODY_BYTES="4096") as running:
+def web(daemon: FakeServer) -> Iterator[RunningGunicorn]:
+    with RunningGunicorn(daemon.endpoint, GPU_SERVER_WEB_MAX_BODY_BYTES="4096") as running:
         yield running
 
 
@@ -261,7 +149,7 @@ def test_importing_torch_in_a_request_is_an_error_there(daemon: FakeServer, tmp_
         "from web import create_app\napp = create_app()\n"
         "@app.get('/torch')\ndef use():\n    import torch\n    return torch.__version__\n"
     )
-    with Gunicorn(daemon.endpoint, "--pythonpath", str(tmp_path), app="lazy_app:app") as web:
+    with RunningGunicorn(daemon.endpoint, "--pythonpath", str(tmp_path), app="lazy_app:app") as web:
         status, body = web.ask("GET", "/torch")
         assert status == 500
         assert "request id" in body["error"]
@@ -275,7 +163,7 @@ def test_an_app_that_imports_a_framework_does_not_boot(
 ) -> None:
     (tmp_path / "cupy.py").touch()
     (tmp_path / "eager_app.py").write_text("import cupy\nfrom web import create_app\napp = create_app()\n")
-    web = Gunicorn(daemon.endpoint, "--pythonpath", str(tmp_path), *preload, app="eager_app:app")
+    web = RunningGunicorn(daemon.endpoint, "--pythonpath", str(tmp_path), *preload, app="eager_app:app")
     try:
         assert web.process.wait(WAIT_S) == 3
     finally:
