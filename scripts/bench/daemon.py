@@ -75,7 +75,8 @@ def report(rows: dict[str, list[tuple[float, float]]]) -> None:
     """Print medians and ratios."""
     print(f"{'server':8} {'messages/s':>12} {'CPU us/message':>15}")
     middle = {
-        name: (statistics.median(r for r, _ in m), statistics.median(c for _, c in m)) for name, m in rows.items()
+        name: (statistics.median(r for r, _ in m), statistics.median(c for _, c in m))
+        for name, m in rows.items()
     }
     for name, (rate, cpu) in middle.items():
         print(f"{name:8} {rate:12.0f} {cpu:15.1f}")
@@ -99,7 +100,9 @@ def bench_echo(folder: Path, options: argparse.Namespace) -> tuple[float, float]
 
 def echo(endpoint: str) -> None:
     """Answer every message with a reply of the daemon's size: drain, answer, poll."""
-    header = ReplyHeader(v=VERSION, id=b"12345678", model="Instant", version="0" * 12, timing=Timing(1, 2, 3, 4, 5))
+    header = ReplyHeader(
+        v=VERSION, id=b"12345678", model="Instant", version="0" * 12, timing=Timing(1, 2, 3, 4, 5)
+    )
     reply = encode_reply(header, {"embedding": Tensor.from_numpy(np.zeros((1, DIMENSIONS), np.float32))})
     socket = zmq.Context().socket(zmq.ROUTER)
     socket.bind(endpoint)
@@ -120,7 +123,17 @@ def bench_daemon(folder: Path, options: argparse.Namespace) -> tuple[float, floa
     endpoint = f"ipc://{folder}/daemon.sock"
     (folder / "instant.py").write_text(MODEL)
     daemon = subprocess.Popen(
-        [sys.executable, "-m", "gpu_server", "start", "instant:Instant", "--endpoint", endpoint, "--threads", "1"],
+        [
+            sys.executable,
+            "-m",
+            "gpu_server",
+            "start",
+            "instant:Instant",
+            "--endpoint",
+            endpoint,
+            "--threads",
+            "1",
+        ],
         cwd=folder,
         stderr=subprocess.DEVNULL,
     )

@@ -16,7 +16,7 @@ from gpu_server.models.text import checkpoint, encoder, selfcheck, source
 from gpu_server.models.text.batch import Batch
 from gpu_server.models.text.forward import Forward
 from gpu_server.models.text.graphs import Staged
-from gpu_server.models.text.pooling import pool
+from gpu_server.models.text.pooling import normalized, pool_and_normalize
 from gpu_server.wire.documents import ModelInfo, TextInfo
 from gpu_server.wire.tensor import Tensor
 
@@ -155,8 +155,7 @@ class EmbeddingModel(Model):
 
     def _head(self, hidden: torch.Tensor, offsets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Pooled vectors as they are, and of unit length; both float32 `[items, dimensions]`."""
-        vectors = pool(hidden, offsets, self._pooling)
-        return vectors, normalized(vectors)
+        return pool_and_normalize(hidden, offsets, self._pooling)
 
     def _limit_length(self, facts: checkpoint.Checkpoint) -> int:
         positions = facts.positions - self._encoder.first_position
@@ -180,11 +179,6 @@ class EmbeddingModel(Model):
                 f"input {item} has a token id outside 0 … {self._encoder.vocab_size - 1}",
                 {"item": item, "limit": "vocab_size"},
             )
-
-
-def normalized(vectors: torch.Tensor) -> torch.Tensor:
-    """Each row at unit length."""
-    return torch.nn.functional.normalize(vectors, dim=-1)
 
 
 def _check_params(normalize: object, dimensions: object, size: int) -> None:

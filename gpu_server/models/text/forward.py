@@ -19,6 +19,7 @@ from gpu_server.models.text.encoder import Encoder
 from gpu_server.models.text.fused import FusedBert, suits
 from gpu_server.models.text.graphs import Bounds, Graphs, Staged
 from gpu_server.models.text.selfcheck import Probe, States
+from gpu_server.models.text.triton_support import has_triton
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +56,7 @@ class Forward:
     def can_capture(self) -> bool:
         """Whether this model and device can run as graphs: packed, in half precision, on CUDA with Triton."""
         half = self.encoder.dtype in (torch.float16, torch.bfloat16)
-        return self.encoder.device.type == "cuda" and half and self.encoder.runs == "packed" and _has_triton()
+        return self.encoder.device.type == "cuda" and half and self.encoder.runs == "packed" and has_triton()
 
     def capture(
         self,
@@ -129,11 +130,3 @@ class Forward:
         out: Any = self.encoder.model(input_ids=ids[None], position_ids=positions[None], bounds=bounds)
         hidden: torch.Tensor = out.last_hidden_state[0]
         return hidden
-
-
-def _has_triton() -> bool:
-    try:
-        import triton  # noqa: F401
-    except ImportError:
-        return False
-    return True

@@ -1,10 +1,11 @@
-"""From token vectors to one vector an item."""
+"""From token vectors to one vector an item, and to unit length."""
 
 from __future__ import annotations
 
 import torch
 
 from gpu_server.models.text.checkpoint import Pooling
+from gpu_server.models.text.triton_support import has_triton
 
 
 def pool(hidden: torch.Tensor, offsets: torch.Tensor, pooling: Pooling) -> torch.Tensor:
@@ -20,3 +21,20 @@ def pool(hidden: torch.Tensor, offsets: torch.Tensor, pooling: Pooling) -> torch
     return torch.segment_reduce(
         hidden.float(), "mean", offsets=offsets.long(), axis=0, unsafe=True, initial=0
     )
+
+
+def pool_and_normalize(
+    hidden: torch.Tensor, offsets: torch.Tensor, pooling: Pooling
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`pool`, and the same rows at unit length; both float32 `[items, dim]`."""
+    if hidden.is_cuda and has_triton():
+        from gpu_server.models.text import pooling_kernel
+
+        return pooling_kernel.pool_and_normalize(hidden.contiguous(), offsets, pooling)
+    vectors = pool(hidden, offsets, pooling)
+    return vectors, normalized(vectors)
+
+
+def normalized(vectors: torch.Tensor) -> torch.Tensor:
+    """Each row at unit length."""
+    return torch.nn.functional.normalize(vectors, dim=-1)

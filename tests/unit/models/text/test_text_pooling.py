@@ -9,7 +9,7 @@ from sentence_transformers.sentence_transformer.modules import Pooling as TheirP
 
 from gpu_server.models.text.batch import pack
 from gpu_server.models.text.checkpoint import Pooling
-from gpu_server.models.text.pooling import pool
+from gpu_server.models.text.pooling import normalized, pool, pool_and_normalize
 
 LENGTHS = np.array([5, 1, 12, 5])
 
@@ -29,3 +29,20 @@ def test_equals_sentence_transformers(pooling: Pooling, dtype: torch.dtype) -> N
     got = pool(flat, layout.offsets, pooling)
     assert got.dtype == torch.float32
     torch.testing.assert_close(got, want, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("pooling", ["cls", "mean", "lasttoken"])
+@pytest.mark.parametrize("dim", [8, 384, 768, 1024, 4096])
+def test_the_kernel_gives_the_same(pooling: Pooling, dim: int) -> None:
+    torch.manual_seed(0)
+    lengths = [1, 3, 64, 65, 512, 2, 17]
+    ends = torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32, device="cuda")
+    padding = ends[-1:].repeat(5)
+    hidden = torch.randn(int(ends[-1]) + 30, dim, device="cuda", dtype=torch.float16)
+    vectors, unit = pool_and_normalize(hidden, torch.cat([ends, padding]), pooling)
+    want = pool(hidden.cpu(), ends.cpu(), pooling)
+    torch.testing.assert_close(vectors[: len(lengths)].cpu(), want, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(unit[: len(lengths)].cpu(), normalized(want), atol=1e-4, rtol=1e-4)
+    assert not vectors[len(lengths) :].any()
