@@ -15,17 +15,15 @@ import multiprocessing
 import os
 import platform
 import statistics
-import subprocess
-import sys
 import tempfile
-import time
 from pathlib import Path
 
+import load
 import numpy as np
 import zmq
+from load import Measured
 
-from gpu_server import Client
-from gpu_server.wire import VERSION, ReplyHeader, RequestHeader, Tensor, Timing, encode_reply, encode_request
+from gpu_server.wire import VERSION, ReplyHeader, Tensor, Timing, encode_reply
 
 DIMENSIONS = 384
 MODEL = f'''
@@ -61,22 +59,22 @@ def main() -> None:
         f"libzmq {zmq.zmq_version()}; {options.clients} client(s) × depth {options.depth}, "
         f"{options.rounds} × {options.seconds:g} s each"
     )
-    rows: dict[str, list[tuple[float, float]]] = {"echo": [], "daemon": []}
+    rows: dict[str, list[Measured]] = {"echo": [], "daemon": []}
     with tempfile.TemporaryDirectory(prefix="gsb-") as folder:
         for number in range(options.rounds):
             for name, measured in rows.items():
-                show(f"round {number + 1}/{options.rounds}: {name}")
+                load.show(f"round {number + 1}/{options.rounds}: {name}")
                 measured.append(SERVERS[name](Path(folder), options))
-    show("")
+    load.show("")
     report(rows)
 
 
-def report(rows: dict[str, list[tuple[float, float]]]) -> None:
+def report(rows: dict[str, list[Measured]]) -> None:
     """Print medians and ratios."""
     print(f"{'server':8} {'messages/s':>12} {'CPU us/message':>15}")
     middle = {
-        name: (statistics.median(r for r, _ in m), statistics.median(c for _, c in m))
-        for name, m in rows.items()
+        name: (statistics.median(m.rate for m in ms), statistics.median(m.cpu_s for m in ms) * 1e6)
+        for name, ms in rows.items()
     }
     for name, (rate, cpu) in middle.items():
         print(f"{name:8} {rate:12.0f} {cpu:15.1f}")
@@ -85,14 +83,16 @@ def report(rows: dict[str, list[tuple[float, float]]]) -> None:
     print(f"daemon / echo: rate {rate:.2f}, messages per CPU second {cpu:.2f}")
 
 
-def bench_echo(folder: Path, options: argparse.Namespace) -> tuple[float, float]:
+def bench_echo(folder: Path, options: argparse.Namespace) -> Measured:
     """Measure the bare echo."""
     endpoint = f"ipc://{folder}/echo.sock"
     process = multiprocessing.get_context("spawn").Process(target=echo, args=(endpoint,), daemon=True)
     process.start()
     try:
         assert process.pid is not None
-        return measure(endpoint, process.pid, options)
+        return load.measure(
+            endpoint, process.pid, requests(options), clients=options.clients, seconds=options.seconds
+        )
     finally:
         process.kill()
         process.join()
@@ -118,103 +118,23 @@ def echo(endpoint: str) -> None:
             socket.send_multipart([frames[0], *reply])
 
 
-def bench_daemon(folder: Path, options: argparse.Namespace) -> tuple[float, float]:
+def bench_daemon(folder: Path, options: argparse.Namespace) -> Measured:
     """Measure the daemon with its instant model."""
     endpoint = f"ipc://{folder}/daemon.sock"
     (folder / "instant.py").write_text(MODEL)
-    daemon = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "gpu_server",
-            "start",
-            "instant:Instant",
-            "--endpoint",
-            endpoint,
-            "--threads",
-            "1",
-        ],
-        cwd=folder,
-        stderr=subprocess.DEVNULL,
-    )
+    daemon = load.start_daemon("instant:Instant", endpoint, "--threads", "1", folder=folder)
     try:
-        wait_ready(endpoint, daemon)
-        return measure(endpoint, daemon.pid, options)
+        return load.measure(
+            endpoint, daemon.pid, requests(options), clients=options.clients, seconds=options.seconds
+        )
     finally:
         daemon.terminate()
         daemon.wait()
 
 
-def wait_ready(endpoint: str, daemon: subprocess.Popen[bytes]) -> None:
-    """Wait for the first good status."""
-    from gpu_server import RemoteError
-
-    with Client(endpoint, timeout_s=5) as client:
-        while daemon.poll() is None:
-            try:
-                if client.status().state == "ready":
-                    return
-            except RemoteError:
-                pass
-            time.sleep(0.05)
-    raise SystemExit("the daemon did not start")
-
-
-def measure(endpoint: str, pid: int, options: argparse.Namespace) -> tuple[float, float]:
-    """Messages per second over all clients, and CPU microseconds of the server per message."""
-    spawn = multiprocessing.get_context("spawn")
-    results = spawn.SimpleQueue()
-    clients = [
-        spawn.Process(target=client, args=(endpoint, options.depth, options.seconds, pid, results))
-        for _ in range(options.clients)
-    ]
-    for process in clients:
-        process.start()
-    answers = [results.get() for _ in clients]
-    for process in clients:
-        process.join()
-    total = sum(count for count, _, _ in answers)
-    cpu = statistics.median(cpu for _, _, cpu in answers)
-    return sum(count / seconds for count, seconds, _ in answers), cpu / total * 1e6
-
-
-def client(endpoint: str, depth: int, seconds: float, pid: int, results: multiprocessing.SimpleQueue) -> None:  # type: ignore[type-arg]
-    """Keep `depth` requests in flight for `seconds` after half a second of warm-up; put (count, seconds, server CPU s)."""
-    socket = zmq.Context().socket(zmq.DEALER)
-    socket.connect(endpoint)
-    ids = Tensor.from_rows([np.arange(16)])
-    requests = []
-    for number in range(depth):
-        header = RequestHeader(v=VERSION, id=number.to_bytes(8, "little"), op="infer", deadline_ms=30_000)
-        requests.append(encode_request(header, {"input_ids": ids}))
-    for frames in requests:
-        socket.send_multipart(frames)
-    sent, counted, start, cpu = 0, 0, 0.0, 0.0
-    begin = time.perf_counter()
-    while True:
-        socket.recv_multipart()
-        socket.send_multipart(requests[sent % depth])
-        sent += 1
-        counted += 1
-        if sent % 64 == 0:
-            now = time.perf_counter()
-            if not start and now - begin > 0.5:
-                start, counted, cpu = now, 0, cpu_seconds(pid)
-            elif start and now - start > seconds:
-                results.put((counted, now - start, cpu_seconds(pid) - cpu))
-                os._exit(0)
-
-
-def cpu_seconds(pid: int) -> float:
-    """CPU time of all threads of a process, in seconds."""
-    tasks = Path(f"/proc/{pid}/task").iterdir()
-    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
-
-
-def show(text: str) -> None:
-    """Say what runs now, on a terminal."""
-    if sys.stderr.isatty():
-        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+def requests(options: argparse.Namespace) -> list[list[bytes]]:
+    """As many requests of 16 token ids as are kept in flight."""
+    return load.requests_of([[np.arange(16)]] * options.depth)
 
 
 SERVERS = {"echo": bench_echo, "daemon": bench_daemon}

@@ -1,0 +1,136 @@
+"""Pipelined clients for the benchmarks: plain DEALER sockets that keep a number of prepared requests in flight."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import zmq
+
+from gpu_server import Client, RemoteError
+from gpu_server.wire import VERSION, RequestHeader, Tensor, decode_reply, encode_request
+
+WARM_UP_S = 0.5
+CHECK_EVERY = 16
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What the clients saw: messages per second over all of them, and seconds of server CPU a message."""
+
+    rate: float
+    cpu_s: float
+
+
+def requests_of(rows: Sequence[Sequence[np.ndarray]], model: str = "") -> list[list[bytes]]:
+    """One prepared request for each list of token-id rows."""
+    made = []
+    for number, ids in enumerate(rows):
+        header = RequestHeader(
+            v=VERSION, id=number.to_bytes(8, "little"), op="infer", model=model, deadline_ms=30_000
+        )
+        frames = encode_request(header, {"input_ids": Tensor.from_rows(ids)})
+        made.append([bytes(frame) for frame in frames])
+    return made
+
+
+def measure(
+    endpoint: str, pid: int, requests: list[list[bytes]], *, clients: int, seconds: float
+) -> Measured:
+    """Run `clients` processes, each with all `requests` in flight, for `seconds` after a warm-up."""
+    spawn = multiprocessing.get_context("spawn")
+    results = spawn.SimpleQueue()
+    processes = [
+        spawn.Process(target=run_client, args=(endpoint, requests, seconds, pid, results))
+        for _ in range(clients)
+    ]
+    for process in processes:
+        process.start()
+    answers = [results.get() for _ in processes]
+    for process in processes:
+        process.join()
+    total = sum(count for count, _, _ in answers)
+    cpu = statistics.median(cpu for _, _, cpu in answers)
+    return Measured(sum(count / took for count, took, _ in answers), cpu / total)
+
+
+def run_client(
+    endpoint: str,
+    requests: list[list[bytes]],
+    seconds: float,
+    pid: int,
+    results: multiprocessing.SimpleQueue,  # type: ignore[type-arg]
+) -> None:
+    """Send every request, then each again when some answer comes; put (answers, seconds, server CPU seconds)."""
+    socket = zmq.Context().socket(zmq.DEALER)
+    socket.connect(endpoint)
+    for frames in requests:
+        socket.send_multipart(frames)
+    header, _ = decode_reply(socket.recv_multipart())
+    if header.error:
+        raise SystemExit(f"the server answered {header.error.code}: {header.error.message}")
+    socket.send_multipart(requests[0])
+    count, start, cpu, sent = 0, 0.0, 0.0, 0
+    begin = time.perf_counter()
+    while True:
+        socket.recv_multipart()
+        sent += 1
+        socket.send_multipart(requests[sent % len(requests)])
+        count += 1
+        if sent % CHECK_EVERY:
+            continue
+        now = time.perf_counter()
+        if not start and now - begin > WARM_UP_S:
+            start, count, cpu = now, 0, cpu_seconds(pid)
+        elif start and now - start > seconds:
+            results.put((count, now - start, cpu_seconds(pid) - cpu))
+            os._exit(0)
+
+
+def start_daemon(
+    model: str, endpoint: str, *options: str, folder: Path | None = None
+) -> subprocess.Popen[bytes]:
+    """Start `gpu-server start MODEL` and wait until it is ready."""
+    daemon = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "gpu_server",
+            "start",
+            *([model] if model else []),
+            "--endpoint",
+            endpoint,
+            *options,
+        ],
+        cwd=folder,
+        stderr=subprocess.DEVNULL,
+    )
+    with Client(endpoint, timeout_s=5) as client:
+        while daemon.poll() is None:
+            try:
+                if client.status().state == "ready":
+                    return daemon
+            except RemoteError:
+                pass
+            time.sleep(0.05)
+    raise SystemExit("the daemon did not start")
+
+
+def cpu_seconds(pid: int) -> float:
+    """CPU time of all threads of a process, in seconds."""
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
+
+
+def show(text: str) -> None:
+    """Say what runs now, on a terminal."""
+    if sys.stderr.isatty():
+        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
