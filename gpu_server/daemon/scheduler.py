@@ -104,9 +104,8 @@ class Scheduler:
         request.closed = True
         self.requests -= 1
         self.bytes -= request.size
-        items = request.waiting_items()
-        if items:
-            self._remove(request, items, request.waiting_cost())
+        if request.waiting:
+            self._remove(request, request.waiting_items(), request.waiting_cost())
             request.waiting.clear()
 
     def requeue(self, batch: Batch) -> list[Request]:
