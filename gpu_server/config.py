@@ -84,6 +84,9 @@ class EngineConfig:
     load_timeout_s: float = setting(
         600.0, "seconds a load and warm-up may take without progress", low=1, high=86_400
     )
+    batch_timeout_s: float = setting(
+        300.0, "seconds a batch may run before the engine is taken to hang and respawned", low=1, high=86_400
+    )
     threads: int = setting(0, "CPU threads of torch; 0 means one per core", low=0, high=4096)
     graphs: bool = setting(True, "on a GPU, run text models as CUDA graphs")
     fused: bool = setting(True, "in graphs, replace the layers of BERT-like models by hand-fused ones")

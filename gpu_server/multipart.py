@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -22,18 +23,26 @@ def receive(socket: zmq.Socket[bytes]) -> list[bytes]:
     return receive_with_last(socket)[0]
 
 
-def receive_with_last(socket: zmq.Socket[bytes]) -> tuple[list[bytes], zmq.Frame]:
-    """The frames of the next message, and the last of them as pyzmq's object, which knows its connection.
+def receive_with_last(
+    socket: zmq.Socket[bytes], most_frames: int = sys.maxsize, most_bytes: int = sys.maxsize
+) -> tuple[list[bytes], zmq.Frame, bool]:
+    """The frames of the next message, the last as pyzmq's object, which knows its connection, and whether it is whole.
 
-    The first frame is an identity or a delimiter, which always has another behind it.
+    A message beyond `most_frames` or `most_bytes` is read to its end, but only its first frames are kept. The very first
+    is an identity or a delimiter, which always has another behind it.
     """
     frames: list[bytes] = [_recv(socket, _NOBLOCK)]
     frame: Any = _recv(socket, _NOBLOCK, False)
     frames.append(frame.bytes)
+    size = 0
     while frame.more:
         frame = _recv(socket, _NOBLOCK, False)
-        frames.append(frame.bytes)
-    return frames, frame
+        size += len(frame)
+        if len(frames) < most_frames and size <= most_bytes:
+            frames.append(frame.bytes)
+        else:
+            most_frames = 0
+    return frames, frame, most_frames > 0
 
 
 def send(socket: zmq.Socket[bytes], frames: Sequence[Buffer]) -> None:

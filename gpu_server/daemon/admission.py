@@ -73,7 +73,6 @@ def build(
         arrived=arrived,
         deadline=deadline,
         group=_group(info, inputs, params),
-        traceparent=header.traceparent,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import multiprocessing
 import time
 from collections.abc import Callable
@@ -132,6 +133,17 @@ class EngineLink:
     def kill(self) -> None:
         """End the engine at once."""
         self._process.kill()
+
+    def busy_since(self) -> float:
+        """When the oldest batch that the engine has was sent, on the monotonic clock; infinity if it has none."""
+        return next(iter(self.batches.values())).sent if self.batches else math.inf
+
+    def reap(self) -> bool:
+        """Free the process and the socket if the process has ended; whether it has."""
+        if self._process.is_alive():
+            return False
+        self.close()
+        return True
 
     def exit_code(self) -> int | None:
         """What the process ended with: negative for a signal, None while it runs."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import stat
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import IO
@@ -14,6 +15,8 @@ from gpu_server.errors import AlreadyRunning, EndpointError
 
 SOCKET_MODE = 0o660
 FOLDER_MODE = 0o750
+LOCK_TRIES = 10
+LOCK_PAUSE_S = 0.02
 _ENGINE_SUFFIX = ".e"
 
 
@@ -54,16 +57,15 @@ class Instance:
 
     def _take_lock(self) -> IO[str]:
         path = self._base.with_name(self._base.name + ".lock")
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         try:
-            handle = open(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640), "r+", encoding="ascii")  # noqa: SIM115
+            handle = os.fdopen(os.open(path, flags, 0o640), "r+", encoding="ascii")
         except OSError as error:
             raise EndpointError(f"cannot open {path}: {error.strerror}") from None
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _lock(handle):
             holder = handle.read().strip() or "unknown"
             handle.close()
-            raise AlreadyRunning(f"a daemon (pid {holder}) already serves {self.endpoint}") from None
+            raise AlreadyRunning(f"a daemon (pid {holder}) already serves {self.endpoint}")
         handle.truncate(0)
         handle.write(f"{os.getpid()}\n")
         handle.flush()
@@ -73,6 +75,18 @@ class Instance:
         for number in range(10):
             with suppress(OSError):
                 os.unlink(f"{self._base}{_ENGINE_SUFFIX}{number}")
+
+
+def _lock(handle: IO[str]) -> bool:
+    """Take the lock; tries for a moment, because `holder_pid` holds it for as long as it looks."""
+    for attempt in range(LOCK_TRIES):
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if attempt < LOCK_TRIES - 1:
+                time.sleep(LOCK_PAUSE_S)
+    return False
 
 
 def holder_pid(endpoint: str) -> int | None:
@@ -100,13 +114,17 @@ def _prepare_folder(folder: Path) -> None:
     try:
         made = not folder.exists()
         folder.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
-        info = folder.stat()
+        info = folder.lstat() if folder == _default_folder() else folder.stat()
     except OSError as error:
         raise EndpointError(f"cannot make the socket's folder {folder}: {error.strerror}") from None
     if not made and stat.S_IMODE(info.st_mode) & stat.S_IWOTH and not info.st_mode & stat.S_ISVTX:
         raise EndpointError(f"the socket's folder {folder} can be written by everyone; choose a private one")
-    if not made and folder == _default_folder() and info.st_uid != os.getuid():
-        raise EndpointError(f"the socket's folder {folder} belongs to another user")
+    if (
+        not made
+        and folder == _default_folder()
+        and (info.st_uid != os.getuid() or stat.S_ISLNK(info.st_mode))
+    ):
+        raise EndpointError(f"the socket's folder {folder} belongs to another user, or is a link")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise EndpointError(f"no permission to write in the socket's folder {folder}")
 

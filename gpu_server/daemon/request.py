@@ -44,7 +44,6 @@ class Request:
         "remaining",
         "size",
         "tag",
-        "traceparent",
         "waiting",
     )
 
@@ -61,7 +60,6 @@ class Request:
         arrived: float,
         deadline: float,
         group: Group = (),
-        traceparent: str = "",
     ) -> None:
         self.peer = peer
         self.id = id
@@ -75,7 +73,6 @@ class Request:
         self.priority = priority
         self.arrived = arrived
         self.deadline = deadline
-        self.traceparent = traceparent
         self.size = sum([len(t.data) for t in inputs.values()])
         self.group = group or (model,)
         self.tag = 0.0
@@ -89,6 +86,13 @@ class Request:
         self.compute_us = 0
         self.batch_items = 0
         self.batch_tokens = 0
+
+    def release(self) -> None:
+        """Let go of what it holds: it has its reply, but may stand in a queue until its deadline."""
+        self.inputs = {}
+        self.parts = []
+        self.costs = ()
+        self.cumulative = []
 
     def waiting_items(self) -> int:
         """Items not yet in a batch."""

@@ -13,11 +13,15 @@ from gpu_server import multipart
 from gpu_server.daemon.metrics import Metrics
 from gpu_server.daemon.peers import Peers
 from gpu_server.errors import EndpointError
-from gpu_server.wire import Buffer, Limits
+from gpu_server.wire import MAX_REQUEST_HEADER_BYTES, Buffer, Limits
 
 log = logging.getLogger(__name__)
 
+Handle = Callable[[bytes, Sequence[bytes], bool], None]
+
 DRAIN_CAP = 256
+MAX_FRAMES = 40
+"""Identity, delimiter, header and two frames for each of 16 tensors, and some to say that there are too many."""
 RETRY_S = 0.005
 SEND_HWM = 256
 _UMASK_GROUP_ONLY = 0o117
@@ -43,6 +47,7 @@ class Router:
         self._metrics = metrics
         self._max_peer_bytes = max_peer_bytes
         self._on_gone = on_gone
+        self._max_bytes = limits.max_request_bytes + MAX_REQUEST_HEADER_BYTES
         self._unsent: dict[bytes, tuple[deque[list[Buffer]], int]] = {}
         self._configure(limits)
         previous = os.umask(_UMASK_GROUP_ONLY)
@@ -55,17 +60,20 @@ class Router:
             os.umask(previous)
         self.peers = Peers(self.socket, self._disconnected)
 
-    def receive(self, handle: Callable[[bytes, Sequence[bytes]], None]) -> int:
-        """Read up to `DRAIN_CAP` messages; returns how many there were, so that a full turn can be followed by another."""
+    def receive(self, handle: Handle) -> int:
+        """Read up to `DRAIN_CAP` messages; returns how many there were, so that a full turn can be followed by another.
+
+        `handle(peer, frames, whole)`: a message beyond the limits is cut and not whole.
+        """
         for count in range(DRAIN_CAP):
             try:
-                frames, last = multipart.receive_with_last(self.socket)
+                frames, last, whole = multipart.receive_with_last(self.socket, MAX_FRAMES, self._max_bytes)
             except zmq.Again:
                 return count
             peer = frames[0]
             if peer not in self.peers:
                 self.peers.add(peer, last)
-            handle(peer, frames[1:])
+            handle(peer, frames[1:], whole)
         return DRAIN_CAP
 
     def send(self, peer: bytes, frames: list[Buffer]) -> None:

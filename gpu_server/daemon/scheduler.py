@@ -26,7 +26,9 @@ SMALL_REQUEST = 1 / 8
 """Requests below this part of a batch count as this much: among small ones arrival order is best for everyone's tail."""
 MISFITS = 8
 """Requests looked past, at most, to fill a batch after one did not fit."""
-RATE_SMOOTHING = 0.2
+MAX_GROUPS = 1024
+"""Kinds of requests that cannot share a batch and may wait at once: forming a batch looks at each kind."""
+SMOOTHING = 0.2
 
 
 @dataclass(frozen=True)
@@ -74,11 +76,11 @@ class Scheduler:
         self._order = itertools.count()
         self._batch_ids = itertools.count(1)
         self._virtual = 0.0
-        self._batches_per_s = 0.0
+        self._batch_s: dict[str, float] = {}
+        self._backlog: dict[str, float] = {}
         self.requests = 0
         self.items = 0
         self.bytes = 0
-        self.backlog = 0.0
 
     def set_policy(self, model: str, policy: Policy) -> None:
         """Declare a model, or change how its batches are bounded."""
@@ -87,6 +89,11 @@ class Scheduler:
     def queued_tokens(self) -> int:
         """Cost of all waiting items."""
         return sum(queue.cost for queue in self._queues.values())
+
+    @property
+    def backlog(self) -> float:
+        """Waiting work in full batches."""
+        return sum(self._backlog.values())
 
     def submit(self, request: Request) -> None:
         """Accept a request of a declared model; raises Overloaded when it would wait too long or there is no room."""
@@ -107,6 +114,7 @@ class Scheduler:
         if request.waiting:
             self._remove(request, request.waiting_items(), request.waiting_cost())
             request.waiting.clear()
+        request.release()
 
     def requeue(self, batch: Batch) -> list[Request]:
         """Put a lost batch's open requests back where they were; returns them."""
@@ -139,21 +147,28 @@ class Scheduler:
         return self._form(best[1]) if best is not None else None
 
     def learn(self, batch: Batch, seconds: float) -> None:
-        """Note how long a batch ran; from batches at least half full the service rate is learnt."""
+        """Note how long a batch ran; a model's time per full batch is learnt from those at least half full."""
         policy = self._policies[batch.model]
         units = batch.cost / policy.max_batch_tokens
-        if seconds > 0 and (units >= 0.5 or batch.items * 2 >= policy.max_batch_items):
-            rate = units / seconds
-            known = self._batches_per_s or rate
-            self._batches_per_s = known + RATE_SMOOTHING * (rate - known)
+        if units >= 0.5 or batch.items * 2 >= policy.max_batch_items:
+            known = self._batch_s.get(batch.model)
+            took = seconds / units
+            self._batch_s[batch.model] = took if known is None else known + SMOOTHING * (took - known)
 
     def estimated_wait_s(self, request: Request) -> float:
-        """Seconds until a request would be finished if it were accepted now; 0 while the rate is unknown."""
-        if not self._batches_per_s:
+        """Seconds until a request would be finished if it were accepted now; 0 with nothing before it.
+
+        Models whose batches have not been timed count as instant: refusing on a guess would refuse what can be done.
+        """
+        if not self.requests:
             return 0.0
         units = request.cost / self._policies[request.model].max_batch_tokens
-        fair_share = max(units, SMALL_REQUEST) * (self.requests + 1)
-        return min(self.backlog + units, fair_share) / self._batches_per_s
+        own_s = self._batch_s.get(request.model, 0.0)
+        fair_share_s = max(units, SMALL_REQUEST) * own_s * (self.requests + 1)
+        return min(self._backlog_s() + units * own_s, fair_share_s)
+
+    def _backlog_s(self) -> float:
+        return sum(units * self._batch_s.get(model, 0.0) for model, units in self._backlog.items())
 
     def _admit(self, request: Request) -> None:
         full = ""
@@ -161,12 +176,13 @@ class Scheduler:
             full = f"max_queue_items = {self._max_items}"
         elif self.bytes + request.size > self._max_bytes:
             full = f"max_queue_bytes = {self._max_bytes}"
+        elif len(self._queues) >= MAX_GROUPS and request.group not in self._queues:
+            full = f"{MAX_GROUPS} different parameters or shapes"
         wait_s = self.estimated_wait_s(request)
         budget_s = request.deadline - self._clock()
         if not full and wait_s <= budget_s:
             return
-        drain_s = self.backlog / self._batches_per_s if self._batches_per_s else 1.0
-        retry_s = max(0.05, drain_s / 2 if full else wait_s - budget_s)
+        retry_s = max(0.05, (self._backlog_s() or 2.0) / 2 if full else wait_s - budget_s)
         reason = (
             f"the queue is full ({full})"
             if full
@@ -188,7 +204,8 @@ class Scheduler:
         queue.items += items
         queue.cost += cost
         self.items += items
-        self.backlog += cost / self._policies[request.model].max_batch_tokens
+        units = cost / self._policies[request.model].max_batch_tokens
+        self._backlog[request.model] = self._backlog.get(request.model, 0.0) + units
 
     @staticmethod
     def _is_full(queue: _Queue, policy: Policy) -> bool:

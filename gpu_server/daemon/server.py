@@ -120,6 +120,7 @@ class Daemon:
             self._spawn_engine,
             self._clock,
             load_timeout_s=self._config.engine.load_timeout_s,
+            batch_timeout_s=self._config.engine.batch_timeout_s,
             on_ready=self._engine_ready,
             on_lost=self._engine_lost,
         )

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from functools import partial
+from typing import NamedTuple
 
 import msgspec
 
@@ -19,12 +21,14 @@ from gpu_server.errors import (
     Cancelled,
     DeadlineExceeded,
     EngineCrashed,
+    InternalError,
     InvalidRequest,
     ModelFailed,
     Overloaded,
     ProtocolError,
     RemoteError,
     ShuttingDown,
+    StaleTokenizer,
     TooLarge,
     UnsupportedOperation,
     from_wire,
@@ -42,15 +46,28 @@ from gpu_server.wire import (
     document,
     encode_reply,
     error_reply,
+    refuse_cut,
 )
 from gpu_server.wire.documents import ModelInfo
 
 log = logging.getLogger(__name__)
 
+Key = tuple[bytes, bytes]
+"""A request among all: its peer and its id."""
+
 MAX_ATTEMPTS = 2
 MAX_TOKENIZING = 4096
 Send = Callable[[bytes, list[Buffer]], None]
 Documents = Callable[[str], Tensors]
+
+
+class _Tokenizing(NamedTuple):
+    """A request whose text is being tokenised; `size` in bytes."""
+
+    header: RequestHeader
+    deadline: float
+    size: int
+    future: Future[None]
 
 
 class Service:
@@ -78,7 +95,7 @@ class Service:
         self._tokenizers: dict[str, bytes] = {}
         self._link: EngineLink | None = None
         self._ledger = Ledger()
-        self._tokenizing: dict[tuple[bytes, bytes], tuple[RequestHeader, float]] = {}
+        self._tokenizing: dict[Key, _Tokenizing] = {}
         self._scheduler = scheduler
         self._metrics = metrics
         self._limits = limits
@@ -100,10 +117,15 @@ class Service:
         """Requests that still owe a reply."""
         return len(self._ledger) + len(self._tokenizing)
 
-    def handle(self, peer: bytes, frames: Sequence[Buffer]) -> None:
-        """One message from a client; whatever it holds, it ends in a reply or a counted drop."""
+    def handle(self, peer: bytes, frames: Sequence[Buffer], whole: bool = True) -> None:
+        """One message from a client; whatever it holds, it ends in a reply or a counted drop.
+
+        whole: False if it was cut at `max_request_bytes` or the most frames a message may have.
+        """
         try:
-            header, inputs = decode_request(frames, self._limits)
+            header, inputs = (
+                decode_request(frames, self._limits) if whole else refuse_cut(frames, self._limits)
+            )
         except ProtocolError as error:
             self._refuse_malformed(peer, frames, error)
             return
@@ -114,10 +136,24 @@ class Service:
             operation(peer, header, inputs)
         except RemoteError as error:
             self._reply_error(peer, header.id, error)
+        except Exception:
+            log.exception("defect", extra={"op": header.op, "id": header.id.hex()})
+            self._reply_error(
+                peer, header.id, InternalError("a defect in the server; its log has the details")
+            )
 
     def engine_ready(self, link: EngineLink) -> None:
-        """Take a loaded engine into use; its models are served from now on."""
+        """Take a loaded engine into use; its models are served from now on.
+
+        Requests that waited for it with token ids of another tokenizer are refused.
+        """
         self._link = link
+        for request in self._ledger.all():
+            before, now = self.models[request.model], link.models.get(request.model)
+            if now is None or now.text != before.text:
+                self._fail(
+                    request, StaleTokenizer(f"model {request.model!r} was loaded anew with another tokenizer")
+                )
         self.models = dict(link.models)
         self._tokenizers = dict(link.tokenizers)
         for info in self.models.values():
@@ -192,14 +228,12 @@ class Service:
         late = DeadlineExceeded("the deadline passed before the answer was ready")
         for request in self._ledger.expired(now):
             self._fail(request, late)
-        for (peer, request_id), (_, deadline) in list(self._tokenizing.items()):
-            if deadline <= now:
-                del self._tokenizing[peer, request_id]
-                self._reply_error(peer, request_id, late)
+        for key in [key for key, waiting in self._tokenizing.items() if waiting.deadline <= now]:
+            self._fail_tokenizing(key, late)
 
     def next_deadline(self) -> float | None:
         """When `expire` may next have work, on the clock."""
-        due = [deadline for _, deadline in self._tokenizing.values()]
+        due = [waiting.deadline for waiting in self._tokenizing.values()]
         queued = self._ledger.next_deadline()
         return min(due if queued is None else [*due, queued], default=None)
 
@@ -207,15 +241,15 @@ class Service:
         """Drop what a lost connection still waits for."""
         for request in self._ledger.of_peer(peer):
             self._close(request)
-        self._tokenizing = {key: waiting for key, waiting in self._tokenizing.items() if key[0] != peer}
+        for key in [key for key in self._tokenizing if key[0] == peer]:
+            self._stop_tokenizing(key)
 
     def fail_all(self, error: RemoteError) -> None:
         """Answer every open request with an error."""
         for request in self._ledger.all():
             self._fail(request, error)
-        for peer, request_id in self._tokenizing:
-            self._reply_error(peer, request_id, error)
-        self._tokenizing.clear()
+        for key in list(self._tokenizing):
+            self._fail_tokenizing(key, error)
 
     def _infer(self, peer: bytes, header: RequestHeader, inputs: Tensors) -> None:
         if self.draining:
@@ -246,17 +280,17 @@ class Service:
         arrived: float,
         deadline: float,
     ) -> None:
-        assert info.text is not None
         if max(text.lengths()) > self._limits.max_text_bytes:
             raise TooLarge(
                 f"a text exceeds max_text_bytes = {self._limits.max_text_bytes}", {"limit": "max_text_bytes"}
             )
-        if len(self._tokenizing) >= MAX_TOKENIZING:
+        held = sum(waiting.size for waiting in self._tokenizing.values())
+        if len(self._tokenizing) >= MAX_TOKENIZING or held + len(text.data) > self._limits.max_request_bytes:
             raise Overloaded("too many texts wait to be tokenised", {"retry_after_ms": 100})
         options = admission.text_options(header.params)
-        self._tokenizing[peer, header.id] = header, deadline
-        finished = partial(self._tokenized, peer, header, info, arrived, deadline)
-        self._text.submit(info.name, text.strings(), options, finished)
+        finished = partial(self._tokenized, peer, header, info, arrived)
+        future = self._text.submit(info.name, text, options, finished)
+        self._tokenizing[peer, header.id] = _Tokenizing(header, deadline, len(text.data), future)
 
     def _tokenized(
         self,
@@ -264,20 +298,38 @@ class Service:
         header: RequestHeader,
         info: ModelInfo,
         arrived: float,
-        deadline: float,
         outcome: Tensor | RemoteError,
     ) -> None:
+        waiting = self._tokenizing.get((peer, header.id))
         # By identity: the caller may have cancelled this request and used its id again.
-        if self._tokenizing.get((peer, header.id), (None,))[0] is not header:
+        if waiting is None or waiting.header is not header:
             return
         del self._tokenizing[peer, header.id]
         try:
             if isinstance(outcome, RemoteError):
                 raise outcome
+            current = admission.find_model(info.name, self.models, self.phase)
+            if current.text != info.text:
+                raise StaleTokenizer(f"model {info.name!r} was loaded anew with another tokenizer")
             inputs = {"input_ids": outcome}
-            self._admit(admission.build(header, inputs, info, peer=peer, arrived=arrived, deadline=deadline))
+            self._admit(
+                admission.build(
+                    header, inputs, current, peer=peer, arrived=arrived, deadline=waiting.deadline
+                )
+            )
         except RemoteError as error:
             self._reply_error(peer, header.id, error)
+
+    def _fail_tokenizing(self, key: Key, error: RemoteError) -> None:
+        if self._stop_tokenizing(key):
+            self._reply_error(*key, error)
+
+    def _stop_tokenizing(self, key: Key) -> bool:
+        """Forget a text; False if it is forgotten already (a failing reply to one drops all of its peer's)."""
+        waiting = self._tokenizing.pop(key, None)
+        if waiting is not None:
+            waiting.future.cancel()
+        return waiting is not None
 
     def _cancel(self, peer: bytes, header: RequestHeader, inputs: Tensors) -> None:
         if not header.target:
@@ -286,9 +338,8 @@ class Service:
         cancelled = Cancelled("cancelled by the caller")
         if request is not None:
             self._fail(request, cancelled)
-        elif (peer, header.target) in self._tokenizing:
-            del self._tokenizing[peer, header.target]
-            self._reply_error(peer, header.target, cancelled)
+        else:
+            self._fail_tokenizing((peer, header.target), cancelled)
         self._send(peer, encode_reply(ReplyHeader(v=VERSION, id=header.id)))
 
     def _tokenizer(self, peer: bytes, header: RequestHeader, inputs: Tensors) -> None:

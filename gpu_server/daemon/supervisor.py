@@ -16,6 +16,7 @@ SupervisorState = Literal["loading", "ready", "backoff", "failed", "stopping"]
 BACKOFF_S = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
 CRASHES = 5
 CRASH_WINDOW_S = 300.0
+REAP_S = 0.05
 
 
 class Supervisor:
@@ -31,12 +32,15 @@ class Supervisor:
         clock: Callable[[], float],
         *,
         load_timeout_s: float,
+        batch_timeout_s: float,
         on_ready: Callable[[EngineLink], None],
         on_lost: Callable[[EngineLink], None],
     ) -> None:
         self._spawn = spawn
         self._clock = clock
         self._load_timeout_s = load_timeout_s
+        self._batch_timeout_s = batch_timeout_s
+        self._dying: list[EngineLink] = []
         self._on_ready = on_ready
         self._on_lost = on_lost
         self._crashes: deque[float] = deque()
@@ -56,6 +60,7 @@ class Supervisor:
 
     def poll(self) -> None:
         """Take in what the engine said, its death, and timers."""
+        self._dying = [link for link in self._dying if not link.reap()]
         link = self.link
         if link is None:
             if self.state == "backoff" and self._clock() >= self._retry_at:
@@ -70,16 +75,24 @@ class Supervisor:
                 "engine load stalled", extra={"phase": link.event.phase, "limit_s": self._load_timeout_s}
             )
             link.kill()
+        elif link.state == "ready" and self._clock() - link.busy_since() > self._batch_timeout_s:
+            log.error("a forward hangs", extra={"limit_s": self._batch_timeout_s, "pid": link.pid})
+            link.kill()
         elif link.state in ("dead", "failed"):
             self._ended(link)
 
     def next_timer(self) -> float | None:
         """When `poll` must run although nothing happens, on the clock; None if never."""
+        due = []
+        if self._dying:
+            due.append(self._clock() + REAP_S)
         if self.state == "backoff":
-            return self._retry_at
-        if self.state == "loading" and self.link is not None:
-            return self.link.heard + self._load_timeout_s
-        return None
+            due.append(self._retry_at)
+        elif self.state == "loading" and self.link is not None:
+            due.append(self.link.heard + self._load_timeout_s)
+        elif self.state == "ready" and self.link is not None and self.link.batches:
+            due.append(self.link.busy_since() + self._batch_timeout_s)
+        return min(due, default=None)
 
     def status(self) -> EngineStatus | None:
         """The engine for the status document: the current one, or the last one while there is none."""
@@ -95,8 +108,11 @@ class Supervisor:
         self.state = "stopping"
         if self.link is not None:
             self.link.stop()
-            self.link.close()
+            self._dying.append(self.link)
             self.link = None
+        for link in self._dying:
+            link.close()
+        self._dying.clear()
 
     def _respawn(self) -> None:
         self.state = "loading"
@@ -122,10 +138,10 @@ class Supervisor:
             self._give_up(reason, event.exit_code)
         else:
             self._schedule(reason)
-        # It has said all it will say; waiting for its exit would hold up everybody else.
+        # Killed and left to die: a process in the driver's hands may take long, and nobody is to wait for it.
         link.kill()
-        link.stop()
-        link.close()
+        if not link.reap():
+            self._dying.append(link)
 
     def _schedule(self, reason: str) -> None:
         now = self._clock()
@@ -148,7 +164,5 @@ class Supervisor:
 
 
 def _describe_exit(link: EngineLink) -> str:
-    code = link.exit_code()
-    if code is None:
-        return "its pipe closed"
+    code = link.exit_code() or 0
     return f"killed by signal {-code}" if code < 0 else f"exited with code {code}"

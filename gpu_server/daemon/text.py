@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from gpu_server.errors import InternalError, RemoteError
@@ -33,9 +33,12 @@ class TextPool:
         """Make a model's tokenizer known; models may share the file and differ in lengths and prompts."""
         self._tokenizers[model] = TextTokenizer(tokenizer_json, info)
 
-    def submit(self, model: str, texts: Sequence[str], options: dict[str, Any], finished: Finished) -> None:
-        """Tokenise `texts`; `finished` gets the ragged i32 ids or the error, on the loop's thread."""
-        self._pool.submit(self._work, self._tokenizers[model], texts, options, finished)
+    def submit(self, model: str, texts: Tensor, options: dict[str, Any], finished: Finished) -> Future[None]:
+        """Tokenise a `utf8` tensor; `finished` gets the ragged i32 ids or the error, on the loop's thread.
+
+        Cancelling the future before its turn saves the work.
+        """
+        return self._pool.submit(self._work, self._tokenizers[model], texts, options, finished)
 
     def collect(self) -> None:
         """Run the callbacks of what has finished."""
@@ -48,10 +51,12 @@ class TextPool:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def _work(
-        self, tokenizer: TextTokenizer, texts: Sequence[str], options: dict[str, Any], finished: Finished
+        self, tokenizer: TextTokenizer, texts: Tensor, options: dict[str, Any], finished: Finished
     ) -> None:
         try:
-            outcome: Tensor | RemoteError = Tensor.from_rows(tokenizer.encode(texts, **options), "i32")
+            outcome: Tensor | RemoteError = Tensor.from_rows(
+                tokenizer.encode(texts.strings(), **options), "i32"
+            )
         except RemoteError as error:
             outcome = error
         except Exception:  # noqa: BLE001 - `tokenizers` raises it bare; unanswered, the request would hang

@@ -23,6 +23,7 @@ from gpu_server.wire.message import (
     encode_reply,
     encode_request,
     error_reply,
+    refuse_cut,
 )
 from gpu_server.wire.tensor import Buffer, Tensor
 
@@ -47,4 +48,5 @@ __all__ = [
     "encode_reply",
     "encode_request",
     "error_reply",
+    "refuse_cut",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from math import prod
+from typing import NoReturn
 
 import msgspec
 
@@ -97,6 +98,17 @@ def decode_request(
             error.request_id = header.id
             raise
     return header, {}
+
+
+def refuse_cut(frames: Sequence[Buffer], limits: Limits) -> NoReturn:
+    """Raise the ProtocolError for a request of which only the first frames were read, because it is over the limits."""
+    _, request_id = peek(bytes(frames[1])) if len(frames) > 1 else (None, b"")
+    raise ProtocolError(
+        f"a request holds at most max_request_bytes = {limits.max_request_bytes}, in two frames for each of 16 tensors",
+        request_id,
+        "too_large",
+        {"limit": "max_request_bytes"},
+    )
 
 
 def decode_reply(frames: Sequence[Buffer]) -> tuple[ReplyHeader, Tensors]:

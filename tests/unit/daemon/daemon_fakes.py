@@ -71,9 +71,12 @@ class FakeLink:
         self.pid = pid
         self.code: int | None = None
         self.calls: list[str] = []
+        self.dies_at_once = True
+        self.inputs: dict[int, Tensors] = {}
 
     def send(self, batch: Batch) -> None:
         self.sent.append(batch)
+        self.inputs[batch.id] = batch.inputs()
         self.batches[batch.id.to_bytes(8, "little")] = batch
 
     def pop(self) -> Batch:
@@ -86,6 +89,13 @@ class FakeLink:
     def kill(self) -> None:
         self.calls.append("kill")
         self.state, self.code = "dead", -9
+
+    def busy_since(self) -> float:
+        return next(iter(self.batches.values())).sent if self.batches else float("inf")
+
+    def reap(self) -> bool:
+        self.calls.append("reap")
+        return self.dies_at_once
 
     def stop(self) -> None:
         self.calls.append("stop")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from concurrent.futures import Future
 from typing import Any, cast
 
 import numpy as np
@@ -50,15 +51,22 @@ class HandPool:
     def add(self, model: str, info: TextInfo, tokenizer_json: bytes) -> None:
         self.tokenizers[model] = TextTokenizer(tokenizer_json, info)
 
-    def submit(self, model: str, texts: Sequence[str], options: dict[str, Any], finished: Any) -> None:
-        self.waiting.append((model, texts, options, finished))
+    def submit(self, model: str, texts: Tensor, options: dict[str, Any], finished: Any) -> Future[None]:
+        future: Future[None] = Future()
+        self.waiting.append((model, texts, options, finished, future))
+        return future
 
     def turn(self, error: RemoteError | None = None) -> None:
-        model, texts, options, finished = self.waiting.pop(0)
+        """Tokenise the oldest text, even one that is cancelled: its turn may have come first."""
+        model, texts, options, finished, _ = self.waiting.pop(0)
         if error is None:
-            finished(Tensor.from_rows(self.tokenizers[model].encode(texts, **options), "i32"))
+            finished(Tensor.from_rows(self.tokenizers[model].encode(texts.strings(), **options), "i32"))
         else:
             finished(error)
+
+    def cancelled(self) -> list[bool]:
+        """Which of the waiting texts need not be tokenised."""
+        return [future.cancelled() for *_, future in self.waiting]
 
 
 class World:
@@ -73,7 +81,7 @@ class World:
         self.service = Service(
             self.scheduler,
             self.metrics,
-            Limits(max_items=20, max_text_bytes=100),
+            Limits(max_items=20, max_text_bytes=100, max_request_bytes=200),
             self.clock,
             lambda peer, frames: self.replies.append((peer, *decode_reply(frames))),
             lambda op: document("document", op),
@@ -114,7 +122,7 @@ class World:
         """The engine answers its oldest batch with each number doubled, then gets the next."""
         batch = self.link.pop()
         if outputs is None and "error" not in header:
-            outputs = {"y": Tensor.from_numpy(batch.inputs()["x"].to_numpy() * 2)}
+            outputs = {"y": Tensor.from_numpy(self.link.inputs[batch.id]["x"].to_numpy() * 2)}
         errors = tuple(ItemError(row, "model_failed", text) for row, text in (item_errors or {}).items())
         self.service.batch_done(batch, engine_reply(item_errors=errors, **header), outputs or {})
         self.service.dispatch()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -99,3 +100,30 @@ def test_the_path_must_leave_room_for_the_engine_socket(socket_folder: Path) -> 
     path += "x" * (106 - len(path))
     with pytest.raises(EndpointError, match="109 bytes and the system allows 107"):
         Instance(f"ipc://{path}")
+
+
+def test_a_lock_that_is_a_link_is_not_followed(socket_folder: Path) -> None:
+    victim = socket_folder / "victim"
+    victim.write_text("precious")
+    (socket_folder / "s.lock").symlink_to(victim)
+    with pytest.raises(EndpointError, match="cannot open"):
+        Instance(f"ipc://{socket_folder}/s")
+    assert victim.read_text() == "precious"
+
+
+def test_a_look_at_the_lock_does_not_stop_a_start(socket_folder: Path) -> None:
+    endpoint = f"ipc://{socket_folder}/s"
+    stop = threading.Event()
+
+    def look() -> None:
+        while not stop.is_set():
+            holder_pid(endpoint)
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    try:
+        for _ in range(50):
+            Instance(endpoint).release()
+    finally:
+        stop.set()
+        looking.join()

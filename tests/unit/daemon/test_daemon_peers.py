@@ -33,7 +33,7 @@ class World:
         socket.connect(self.endpoint)
         socket.send_multipart([b"", b"hello"])
         assert self.router.poll(5000)
-        frames, last = multipart.receive_with_last(self.router)
+        frames, last, _ = multipart.receive_with_last(self.router)
         assert frames == [name, b"", b"hello"]
         self.peers.add(name, last)
         return socket

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -11,7 +11,7 @@ import zmq
 from running_daemon import until
 
 from gpu_server.daemon.metrics import Metrics
-from gpu_server.daemon.router import DRAIN_CAP, SEND_HWM, Router
+from gpu_server.daemon.router import DRAIN_CAP, MAX_FRAMES, SEND_HWM, Router
 from gpu_server.errors import EndpointError
 from gpu_server.wire import Limits
 
@@ -30,12 +30,12 @@ class World:
         self.seen: list[tuple[bytes, list[bytes]]] = []
         self.peers: list[Socket] = []
         self.router = Router(
-            context, endpoint, Limits(max_frame_bytes=5000), self.metrics,
+            context, endpoint, Limits(max_frame_bytes=5000, max_request_bytes=20_000), self.metrics,
             max_peer_bytes=100_000, on_gone=self.gone.append,
         )  # fmt: skip
 
     def receive(self) -> int:
-        return self.router.receive(lambda peer, frames: self.seen.append((peer, list(frames))))
+        return self.router.receive(lambda peer, frames, whole: self.seen.append((peer, list(frames))))
 
     def peer(self) -> tuple[Socket, bytes]:
         """A connected peer that holds back almost nothing, and its identity at the router."""
@@ -160,3 +160,19 @@ def test_an_endpoint_that_cannot_be_bound_is_named() -> None:
             EndpointError, match=f"cannot bind tcp://127.0.0.1:{port}: Address already in use"
         ):
             World(context, f"tcp://127.0.0.1:{port}")
+
+
+def test_a_request_over_the_limits_is_cut_and_said_so(world: World) -> None:
+    sizes: list[tuple[int, bool]] = []
+    client, _ = world.peer()
+    client.send_multipart([b"", b"h", *[b"x" * 9] * 100])
+    client.send_multipart([b"", b"h", *[b"x" * 4096] * 12])
+    client.send_multipart([b"", b"h"])
+
+    def note(peer: bytes, frames: Sequence[bytes], whole: bool) -> None:
+        sizes.append((len(frames), whole))
+
+    until(lambda: world.router.receive(note) >= 0 and len(sizes) == 3, "all three", 10)
+    assert [whole for _, whole in sizes] == [False, False, True]
+    assert sizes[0][0] < MAX_FRAMES
+    assert sizes[1][0] < 13

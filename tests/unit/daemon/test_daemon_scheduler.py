@@ -8,13 +8,13 @@ import pytest
 from daemon_fakes import Clock, make_request, slices
 
 from gpu_server.daemon.request import Batch, Request
-from gpu_server.daemon.scheduler import Policy, Scheduler
+from gpu_server.daemon.scheduler import MAX_GROUPS, Policy, Scheduler
 from gpu_server.errors import Overloaded
 
 
 @pytest.fixture
 def scheduler() -> Scheduler:
-    made = Scheduler(Clock(), max_items=1000, max_bytes=10_000)
+    made = Scheduler(Clock(), max_items=2000, max_bytes=10_000)
     made.set_policy("m", Policy(10, 6))
     made.set_policy("other", Policy(10, 6))
     made.set_policy("padded", Policy(10, 6, padded=True))
@@ -241,3 +241,36 @@ def test_small_batches_teach_nothing_of_the_rate(scheduler: Scheduler) -> None:
     assert batch is not None
     scheduler.learn(batch, 100.0)
     assert scheduler.estimated_wait_s(make_request(10)) == 0.0
+
+
+def test_a_slow_batch_does_not_refuse_an_empty_queue(scheduler: Scheduler) -> None:
+    learn(scheduler, 40.0)
+    submit(scheduler, 1, deadline=1001.0)
+
+
+def test_each_model_has_a_pace_of_its_own(scheduler: Scheduler) -> None:
+    scheduler.set_policy("slow", Policy(10, 4))
+    slow = make_request(10, model="slow")
+    scheduler.submit(slow)
+    batch = scheduler.next_batch(idle=True)
+    assert batch is not None
+    scheduler.learn(batch, 100.0)
+    learn(scheduler, 1.0)
+    assert scheduler.estimated_wait_s(make_request(10)) == pytest.approx(1.0)
+    scheduler.submit(make_request(10, model="slow", priority=2, deadline=9000.0))
+    assert scheduler.estimated_wait_s(make_request(10, model="slow")) > 100
+
+
+def test_kinds_that_cannot_share_a_batch_are_bounded(scheduler: Scheduler) -> None:
+    for number in range(MAX_GROUPS):
+        scheduler.submit(make_request(1, params={"p": number}))
+    with pytest.raises(Overloaded, match="different parameters"):
+        scheduler.submit(make_request(1, params={"p": -1}))
+    scheduler.submit(make_request(1, params={"p": 0}))
+
+
+def test_an_answered_request_holds_nothing(scheduler: Scheduler) -> None:
+    request = submit(scheduler, 1, 2, 3)
+    request.take(0, dict(request.inputs), 1)
+    scheduler.close(request)
+    assert (request.inputs, request.parts, list(request.costs), request.cumulative) == ({}, [], [], [])

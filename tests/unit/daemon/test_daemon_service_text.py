@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import threading
+from typing import cast
 
 import pytest
-from service_world import TEXT, World
+from daemon_fakes import FakeLink
+from msgspec.structs import replace
+from service_world import NUMBERS, TEXT, World
 
+from gpu_server.daemon.engine_link import EngineLink
 from gpu_server.daemon.service import MAX_TOKENIZING
 from gpu_server.daemon.text import TextPool
 from gpu_server.errors import InternalError, InvalidRequest, RemoteError
@@ -97,7 +101,7 @@ def test_a_deadline_that_passes_meanwhile_is_said_so(world: World) -> None:
 
 def test_texts_that_wait_are_bounded(world: World) -> None:
     for number in range(MAX_TOKENIZING + 1):
-        world.text("a", id=b"%d" % number)
+        world.text("", id=b"%d" % number)
     assert world.outcomes() == [(b"%d" % MAX_TOKENIZING, "overloaded")]
     assert len(world.pool.waiting) == MAX_TOKENIZING
 
@@ -109,6 +113,58 @@ def test_the_tokenizer_is_handed_out_as_it_is(world: World) -> None:
     assert world.outcomes()[-1] == (b"1", "unsupported_operation")
 
 
+def test_a_peer_that_goes_while_its_deadlines_pass_is_no_trouble(world: World) -> None:
+    """The first reply finds the connection gone, which drops the others."""
+    for number in range(3):
+        world.text("a", id=b"%d" % number, deadline_ms=100)
+    world.service._send = lambda peer, frames: world.service.peer_gone(peer)
+    world.clock.advance(0.1)
+    world.service.expire()
+    assert world.service.open_requests == 0
+    world.service.fail_all(InternalError("stop"))
+
+
+def test_text_nobody_waits_for_is_not_tokenised(world: World) -> None:
+    world.text("a", id=b"late", deadline_ms=100)
+    world.text("b", id=b"cancelled")
+    world.text("c", id=b"gone", peer=b"other")
+    world.text("d", id=b"wanted")
+    world.ask(op="cancel", id=b"c", target=b"cancelled")
+    world.service.peer_gone(b"other")
+    world.clock.advance(0.1)
+    world.service.expire()
+    assert world.pool.cancelled() == [True, True, True, False]
+
+
+def test_the_bytes_of_waiting_texts_are_bounded(world: World) -> None:
+    for number in range(4):
+        world.text("x" * 90, id=b"%d" % number)
+    assert world.outcomes() == [(b"2", "overloaded"), (b"3", "overloaded")]
+
+
+def test_ids_made_for_the_engine_before_are_refused_by_the_next(world: World) -> None:
+    world.text("a")
+    other = replace(TEXT, text=replace(TEXT.text, digest="e" * 64))
+    world.link = FakeLink(NUMBERS, other)
+    world.link.tokenizers["text"] = byte_tokenizer()
+    world.service.engine_ready(cast(EngineLink, world.link))
+    world.pool.turn()
+    assert world.outcomes() == [(b"1", "stale_tokenizer")]
+
+
+def test_queued_ids_do_not_reach_an_engine_with_another_tokenizer(world: World) -> None:
+    world.lose_engine()
+    world.text("a")
+    world.pool.turn()
+    other = replace(TEXT, text=replace(TEXT.text, digest="e" * 64))
+    world.link = FakeLink(NUMBERS, other)
+    world.link.tokenizers["text"] = byte_tokenizer()
+    world.service.engine_ready(cast(EngineLink, world.link))
+    assert world.outcomes() == [(b"1", "stale_tokenizer")]
+    world.service.dispatch()
+    assert world.link.sent == []
+
+
 class TestPool:
     """The real pool, with threads."""
 
@@ -116,7 +172,7 @@ class TestPool:
         self, pool: TextPool, woken: threading.Event, texts: list[str], **options: str
     ) -> Tensor | RemoteError:
         got: list[Tensor | RemoteError] = []
-        pool.submit("text", texts, options, got.append)
+        pool.submit("text", Tensor.from_strings(texts), options, got.append)
         assert woken.wait(10)
         assert got == []
         pool.collect()

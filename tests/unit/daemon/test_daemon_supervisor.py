@@ -9,6 +9,7 @@ from daemon_fakes import Clock, FakeLink
 
 from gpu_server.daemon import supervisor as supervisors
 from gpu_server.daemon.engine_link import EngineLink
+from gpu_server.daemon.request import Batch
 from gpu_server.daemon.supervisor import Supervisor
 from gpu_server.wire.events import Event
 
@@ -25,6 +26,7 @@ class World:
             self._spawn,
             self.clock,
             load_timeout_s=60.0,
+            batch_timeout_s=30.0,
             on_ready=cast(Any, self.ready.append),
             on_lost=cast(Any, self.lost.append),
         )
@@ -68,7 +70,7 @@ def test_a_dead_engine_is_respawned_at_once_and_reaped(world: World) -> None:
     world.become_ready()
     world.die()
     assert world.lost == world.links[:1]
-    assert world.links[0].calls[-2:] == ["stop", "close"]
+    assert world.links[0].calls[-2:] == ["kill", "reap"]
     assert world.supervisor.state == "backoff"
     assert world.supervisor.next_timer() == world.clock.now
     world.supervisor.poll()
@@ -145,6 +147,39 @@ def test_a_load_without_progress_is_ended_and_tried_again(world: World) -> None:
     world.supervisor.poll()
     world.supervisor.poll()
     assert len(world.links) == 2
+
+
+def test_a_batch_that_never_ends_costs_the_engine_its_life(world: World) -> None:
+    world.become_ready()
+    batch = Batch(1, "m", {}, world.clock.now)
+    world.link.batches[b"1"] = batch
+    assert world.supervisor.next_timer() == world.clock.now + 30
+    world.clock.advance(30)
+    world.supervisor.poll()
+    assert "kill" not in world.link.calls
+    world.clock.advance(0.1)
+    world.supervisor.poll()
+    assert "kill" in world.link.calls
+    world.supervisor.poll()
+    assert world.lost == world.links[:1]
+
+
+def test_nobody_waits_for_an_engine_that_does_not_die(world: World) -> None:
+    world.become_ready()
+    stuck = world.link
+    stuck.dies_at_once = False
+    world.die()
+    assert "close" not in stuck.calls
+    timer = world.supervisor.next_timer()
+    assert timer == world.clock.now
+    world.supervisor.poll()
+    assert (world.supervisor.state, len(world.links)) == ("loading", 2)
+    timer = world.supervisor.next_timer()
+    assert timer is not None
+    assert timer <= world.clock.now + 0.1
+    stuck.dies_at_once = True
+    world.supervisor.poll()
+    assert world.supervisor.next_timer() == world.link.heard + 60
 
 
 def test_a_ready_engine_may_be_silent_forever(world: World) -> None:
