@@ -16,7 +16,8 @@ class Request:
     """State of one request between admission and its single reply.
 
     costs: what each item adds to a batch. deadline, arrived: seconds on the daemon's clock. size: bytes of input.
-    waiting: ranges of items not yet in a batch. closed: the reply has been made, whatever it was.
+    waiting: ranges of items not yet in a batch. closed: the reply has been made, whatever it was. suspect: it was in a
+    batch that the engine did not survive, and rides alone.
     """
 
     __slots__ = (
@@ -43,6 +44,7 @@ class Request:
         "queue_us",
         "remaining",
         "size",
+        "suspect",
         "tag",
         "waiting",
     )
@@ -77,6 +79,7 @@ class Request:
         self.group = group or (model,)
         self.tag = 0.0
         self.attempts = 0
+        self.suspect = False
         self.closed = False
         self.waiting = [(0, self.items)]
         self.remaining = self.items

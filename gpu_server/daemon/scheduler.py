@@ -43,19 +43,20 @@ class Policy:
 class _Queue:
     """Waiting requests of one group, by tag."""
 
-    __slots__ = ("cost", "heap", "items")
+    __slots__ = ("cost", "heap", "items", "suspect")
 
-    def __init__(self) -> None:
+    def __init__(self, suspect: bool) -> None:
+        self.suspect = suspect
         self.heap: list[tuple[float, int, Request]] = []
         self.cost = 0
         self.items = 0
 
     def head(self) -> Request | None:
-        """The request to serve next; forgets those that are closed or have nothing left to run."""
+        """The request to serve next; forgets those that are closed, have nothing left to run or belong elsewhere now."""
         heap = self.heap
         while heap:
             request = heap[0][2]
-            if not request.closed and request.waiting:
+            if not request.closed and request.waiting and request.suspect == self.suspect:
                 return request
             heapq.heappop(heap)
         return None
@@ -117,15 +118,29 @@ class Scheduler:
         request.release()
 
     def requeue(self, batch: Batch) -> list[Request]:
-        """Put a lost batch's open requests back where they were; returns them."""
+        """Put a lost batch's open requests back, each to ride alone from now on; returns them.
+
+        Whatever ended the engine may be in one of them, and must not take the others along again.
+        """
         returned = []
         for request, start, stop in batch.slices:
             if request.closed:
                 continue
+            if not request.suspect:
+                self._isolate(request)
             request.waiting.insert(0, (start, stop))
             self._push(request, stop - start, request.cumulative[stop] - request.cumulative[start])
             returned.append(request)
         return returned
+
+    def _isolate(self, request: Request) -> None:
+        items, cost = request.waiting_items(), request.waiting_cost()
+        if items:
+            self._remove(request, items, cost)
+        request.suspect = True
+        request.group = (*request.group, request.peer, request.id)
+        if items:
+            self._push(request, items, cost)
 
     def next_batch(self, *, idle: bool, models: Collection[str] | None = None) -> Batch | None:
         """The next batch for an engine that holds `models` (None: all), or None.
@@ -193,7 +208,7 @@ class Scheduler:
     def _push(self, request: Request, items: int, cost: int) -> None:
         queue = self._queues.get(request.group)
         if queue is None:
-            queue = self._queues[request.group] = _Queue()
+            queue = self._queues[request.group] = _Queue(request.suspect)
         heapq.heappush(queue.heap, (request.tag, next(self._order), request))
         self._count(queue, request, items, cost)
 

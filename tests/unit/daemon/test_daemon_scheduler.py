@@ -158,18 +158,21 @@ def test_closing_frees_the_room_and_the_items_never_run(scheduler: Scheduler) ->
     assert scheduler.queued_tokens() == 0
 
 
-def test_a_lost_batch_goes_back_to_where_it_was(scheduler: Scheduler) -> None:
-    first, second = submit(scheduler, 4, 4, 4), submit(scheduler, 9)
+def test_a_lost_batch_goes_back_and_its_requests_ride_alone(scheduler: Scheduler) -> None:
+    first, second, third = submit(scheduler, 4, 4, 4), submit(scheduler, 1), submit(scheduler, 1)
     before = (scheduler.requests, scheduler.items, scheduler.bytes, scheduler.queued_tokens())
-    lost = [scheduler.next_batch(idle=True), scheduler.next_batch(idle=True)]
-    seen = [slices(batch) for batch in lost]
-    for batch in reversed(lost):
-        assert batch is not None
-        assert scheduler.requeue(batch) == [r for r, _, _ in batch.slices]
+    batch = scheduler.next_batch(idle=True)
+    assert {r for r, _, _ in slices(batch)} == {first, second, third}
+    assert batch is not None
+    assert scheduler.requeue(batch) == [r for r, _, _ in batch.slices]
     assert (scheduler.requests, scheduler.items, scheduler.bytes, scheduler.queued_tokens()) == before
+    newcomer = submit(scheduler, 1)
     again = run_all(scheduler)
-    assert [slices(batch) for batch in again[:2]] == seen
-    assert {r for batch in again for r, _, _ in batch.slices} == {first, second}
+    assert all(len({r for r, _, _ in b.slices}) == 1 for b in again)
+    ran = sorted((id(r), item) for b in again for r, start, stop in b.slices for item in range(start, stop))
+    wanted = [(first, 0), (first, 1), (first, 2), (second, 0), (third, 0), (newcomer, 0)]
+    assert ran == sorted((id(r), item) for r, item in wanted)
+    assert (scheduler.items, scheduler.queued_tokens()) == (0, 0)
 
 
 def test_a_closed_request_of_a_lost_batch_stays_out(scheduler: Scheduler) -> None:
