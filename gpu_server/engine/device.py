@@ -8,6 +8,14 @@ import torch
 
 from gpu_server.errors import ConfigError
 
+# What torch says of these is a plain RuntimeError, and the context stays good.
+_OUT_OF_MEMORY = (
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+)
+
 
 def choose(wanted: str) -> torch.device:
     """The device to serve on: `auto` is the first GPU, else the CPU. Raises ConfigError on one that is not there."""
@@ -31,7 +39,7 @@ def prepare(device: torch.device, threads: int) -> None:
     cuDNN attention plans anew for each shape (about 62 ms and host memory that stays), which padded and user models
     meet with every new batch; set GPU_SERVER_CUDNN_ATTENTION=1 to keep it.
     """
-    torch.set_num_threads(threads or os.cpu_count() or 1)
+    torch.set_num_threads(threads or _cpus())
     torch.set_grad_enabled(False)
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -45,7 +53,9 @@ def describe(device: torch.device) -> str:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that the device's memory was not enough for this batch."""
-    return isinstance(error, torch.OutOfMemoryError)
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(reason in str(error) for reason in _OUT_OF_MEMORY)
 
 
 def is_lost(error: BaseException) -> bool:
@@ -55,6 +65,13 @@ def is_lost(error: BaseException) -> bool:
     return isinstance(error, torch.AcceleratorError) or (
         isinstance(error, RuntimeError) and str(error).startswith("CUDA error")
     )
+
+
+def _cpus() -> int:
+    """Cores that this process may use: a container or taskset may leave it fewer than there are."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def release_memory(device: torch.device) -> None:

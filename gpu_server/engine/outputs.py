@@ -1,4 +1,4 @@
-"""A model's outputs on their way to the wire: off the device without waiting, then into tensors of items."""
+"""A model's outputs on their way to the wire: out of the model's hands without waiting, then into tensors of items."""
 
 from __future__ import annotations
 
@@ -14,17 +14,24 @@ from gpu_server.wire.convert import as_tensor
 
 Staged = dict[str, Any]
 
+MAX_OUTPUTS = 16
+MAX_NAME_LENGTH = 64
+
 
 def stage(outputs: Mapping[str, Any]) -> Staged:
-    """Start copying device tensors into pinned host memory; everything else passes. Wait for the device before `finish`."""
+    """Copy what a later forward could overwrite: device tensors into pinned memory, those on the host at once.
+
+    Wait for the device before `finish`.
+    """
     return {name: _to_host(value) for name, value in outputs.items()}
 
 
 def finish(staged: Staged, items: int, check_finite: bool) -> tuple[Tensors, list[ItemError]]:
-    """Wire tensors of `items` rows each, and the rows that hold NaN or infinity when `check_finite`.
+    """Wire tensors of `items` rows each, and when `check_finite` the items with NaN or infinity, their rows blanked.
 
-    Raises ModelFailed, naming the output, if one has another number of rows or no wire form.
+    Raises ModelFailed, naming the output, if one has another number of rows, no wire form or a name that has none.
     """
+    _check_names(staged)
     tensors: Tensors = {}
     errors: dict[int, ItemError] = {}
     for name, value in staged.items():
@@ -35,31 +42,63 @@ def finish(staged: Staged, items: int, check_finite: bool) -> tuple[Tensors, lis
         if check_finite and tensor.dtype in ("f16", "f32", "f64"):
             for item in _not_finite(tensor):
                 errors[item] = ItemError(item, ModelFailed.code, f"output {name!r} holds NaN or infinity")
-    if not tensors:
+    failed = sorted(errors)
+    if failed:
+        tensors = {name: _blanked(tensor, failed) for name, tensor in tensors.items()}
+    return tensors, [errors[item] for item in failed]
+
+
+def _check_names(staged: Staged) -> None:
+    if not staged:
         raise ModelFailed("the model returned no outputs")
-    return tensors, [errors[item] for item in sorted(errors)]
+    if len(staged) > MAX_OUTPUTS:
+        raise ModelFailed(f"the model returned {len(staged)} outputs; at most {MAX_OUTPUTS} can be sent")
+    for name in staged:
+        if not isinstance(name, str) or not 1 <= len(name) <= MAX_NAME_LENGTH or not _is_unicode(name):
+            raise ModelFailed(
+                f"an output is named {name!r:.80}; a name is a str of 1 to {MAX_NAME_LENGTH} characters"
+            )
+
+
+def _is_unicode(name: str) -> bool:
+    """Whether a name has no lone surrogates, which UTF-8 cannot carry."""
+    return not any("\ud800" <= character <= "\udfff" for character in name)
 
 
 def _to_host(value: Any) -> Any:
     if isinstance(value, torch.Tensor):
         value = value.detach()
+        if value.device.type == "cpu":
+            return _own(value)
         if value.dtype is torch.bfloat16:
             value = value.float()
-        if value.device.type == "cpu":
-            return value
         host = torch.empty(value.shape, dtype=value.dtype, pin_memory=True)
         return host.copy_(value, non_blocking=True)
+    if isinstance(value, np.ndarray):
+        return value.copy()
     if isinstance(value, list | tuple):
         return [_to_host(v) for v in value]
     return value
+
+
+def _own(value: torch.Tensor) -> torch.Tensor:
+    """A copy that no later forward overwrites; bfloat16 widened."""
+    if value.is_pinned():
+        # The model's own copy off the device may still be under way.
+        torch.cuda.current_stream().synchronize()
+    dtype = torch.float32 if value.dtype is torch.bfloat16 else value.dtype
+    return value.to(dtype, copy=True, memory_format=torch.contiguous_format)
 
 
 def _to_wire(name: str, value: Any) -> Tensor:
     try:
         if isinstance(value, torch.Tensor):
             return _dense(value.contiguous().numpy())
-        if isinstance(value, list) and value and all(isinstance(v, torch.Tensor) for v in value):
-            return as_tensor([v.numpy() for v in value], ragged=True)
+        if isinstance(value, list) and value:
+            if all(isinstance(v, torch.Tensor) for v in value):
+                return _ragged([v.numpy() for v in value])
+            if all(isinstance(v, np.ndarray) for v in value):
+                return _ragged(value)
         return as_tensor(value)
     except (TypeError, ValueError) as error:
         raise ModelFailed(f"output {name!r} cannot be sent: {error}") from None
@@ -71,6 +110,23 @@ def _dense(array: np.ndarray[Any, Any]) -> Tensor:
         raise TypeError("a scalar has no rows")
     shell = Tensor.from_numpy(array[:0])
     return Tensor(shell.dtype, array.shape, array.reshape(-1).view(np.uint8).data)
+
+
+def _ragged(rows: list[np.ndarray[Any, Any]]) -> Tensor:
+    """Rows of one type, which is the output's: it must not depend on which rows a batch happens to have."""
+    dtypes = {row.dtype for row in rows}
+    if len(dtypes) > 1:
+        raise TypeError(f"rows of different types: {', '.join(sorted(map(str, dtypes)))}")
+    return Tensor.from_rows(rows, Tensor.from_numpy(np.empty(0, rows[0].dtype)).dtype)
+
+
+def _blanked(tensor: Tensor, items: list[int]) -> Tensor:
+    """The same tensor, with zeros (dense) or nothing in the rows `items`, which ascend."""
+    parts, at = [], 0
+    for item in items:
+        parts += [tensor.slice(at, item), Tensor.zeros(tensor.signature, 1)]
+        at = item + 1
+    return Tensor.concat([*parts, tensor.slice(at, tensor.items)])
 
 
 def _not_finite(tensor: Tensor) -> list[int]:

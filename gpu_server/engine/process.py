@@ -9,6 +9,7 @@ import sys
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import zmq
 
@@ -17,6 +18,9 @@ from gpu_server import logs
 from gpu_server.engine import parent
 from gpu_server.errors import ConfigError, DeviceLost, EngineStartFailed, GPUServerError, MissingDependency
 from gpu_server.wire.events import EngineSpec, Event, pack, unpack_spec
+
+if TYPE_CHECKING:
+    from gpu_server.engine.server import EngineServer
 
 log = logging.getLogger(__name__)
 
@@ -28,13 +32,19 @@ def main(spec_bytes: bytes, pipe: Connection) -> None:
     socket_path = endpoints.ipc_path(spec.endpoint)
     parent.die_with_parent(pipe, lambda: _unlink(socket_path))
     logs.setup(spec.log_level, spec.log_format, "engine")
+    serving = False
     try:
-        _serve(spec, pipe)
+        with zmq.Context() as context, context.socket(zmq.ROUTER) as socket:
+            server = _start(spec, pipe, socket)
+            serving = True
+            server.serve()
     except Exception as error:  # noqa: BLE001 - the process boundary: every end is told to the daemon
-        sys.exit(_report(pipe, error))
+        sys.exit(_report(pipe, error, serving))
 
 
-def _serve(spec: EngineSpec, pipe: Connection) -> None:
+def _start(spec: EngineSpec, pipe: Connection, socket: zmq.Socket[bytes]) -> EngineServer:
+    """Load every model, bind the socket and say ready."""
+
     def progress(phase: str, done: float, device: str = "") -> None:
         pipe.send_bytes(pack(Event(kind="progress", phase=phase, progress=done, device=device)))
 
@@ -57,18 +67,20 @@ def _serve(spec: EngineSpec, pipe: Connection) -> None:
             progress(phase, base + done * share)
 
         models[model.name] = load(model, spec, device, loading)
-    with zmq.Context() as context, context.socket(zmq.ROUTER) as socket:
-        socket.linger = 0
-        socket.sndhwm = socket.rcvhwm = 0
-        os.umask(0o177)
-        socket.bind(spec.endpoint)
-        infos = tuple(loaded.info for loaded in models.values())
-        pipe.send_bytes(pack(Event(kind="ready", progress=1.0, device=name, models=infos)))
-        EngineServer(socket, models, in_flight=spec.batches_in_flight, max_bytes=spec.max_batch_bytes).serve()
+    socket.linger = 0
+    socket.sndhwm = socket.rcvhwm = 0
+    os.umask(0o177)
+    socket.bind(spec.endpoint)
+    infos = tuple(loaded.info for loaded in models.values())
+    pipe.send_bytes(pack(Event(kind="ready", progress=1.0, device=name, models=infos)))
+    return EngineServer(socket, models, in_flight=spec.batches_in_flight, max_bytes=spec.max_batch_bytes)
 
 
-def _report(pipe: Connection, error: Exception) -> int:
-    """Tell the daemon why this engine ends, and choose the exit code that says the same."""
+def _report(pipe: Connection, error: Exception, serving: bool) -> int:
+    """Tell the daemon why this engine ends, and choose the exit code that says the same.
+
+    Permanent is only what a fresh process would meet again: a failed start, unless the device was to blame.
+    """
     if isinstance(error, GPUServerError):
         message = str(error).partition("\n")[0]
     else:
@@ -76,7 +88,7 @@ def _report(pipe: Connection, error: Exception) -> int:
         log.debug("engine failed", exc_info=error)
     code = error.exit_code if isinstance(error, ConfigError) else EngineStartFailed.exit_code
     device_failed = _device_failed(error)
-    event = Event(kind="failed", message=message, exit_code=code, permanent=not device_failed)
+    event = Event(kind="failed", message=message, exit_code=code, permanent=not device_failed and not serving)
     with suppress(OSError):
         pipe.send_bytes(pack(event))
     return DeviceLost.exit_code if device_failed else code

@@ -12,9 +12,9 @@ import torch
 
 from gpu_server.engine import device as devices
 from gpu_server.engine import outputs as results
-from gpu_server.errors import DeviceLost, ModelFailed, OutOfMemory, RemoteError
+from gpu_server.errors import DeviceLost, ModelFailed, OutOfMemory, ProtocolError, RemoteError
 from gpu_server.models.base import Model
-from gpu_server.wire import ItemError, Tensor, Tensors
+from gpu_server.wire import ItemError, Tensor, Tensors, decode_reply, error_reply
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +93,7 @@ class Runner:
         if devices.is_lost(error):
             raise DeviceLost(str(error).partition("\n")[0]) from None
         if isinstance(error, RemoteError):
-            return error
+            return _sendable(error)
         if devices.is_out_of_memory(error):
             return OutOfMemory("the device has not enough memory for this input")
         log.debug("forward failed", exc_info=error)
@@ -143,18 +143,34 @@ def _merge(answers: list[tuple[int, int, Answer | RemoteError]]) -> Answer:
     good = [answer for _, _, answer in answers if not isinstance(answer, RemoteError)]
     if not good:
         raise next(answer for _, _, answer in answers if isinstance(answer, RemoteError))
-    columns: dict[str, list[Tensor]] = {name: [] for name in good[0][0]}
+    signatures = _signatures(good[0])
+    if any(_signatures(answer) != signatures for answer in good):
+        raise ModelFailed("the model's outputs change in name, type or shape from batch to batch")
+    columns: dict[str, list[Tensor]] = {name: [] for name in signatures}
     errors: list[ItemError] = []
     for low, high, answer in answers:
         if isinstance(answer, RemoteError):
             errors += [ItemError(item, answer.code, answer.message) for item in range(low, high)]
             for name, column in columns.items():
-                column.append(Tensor.zeros(good[0][0][name].signature, high - low))
+                column.append(Tensor.zeros(signatures[name], high - low))
         else:
             errors += [ItemError(low + e.item, e.code, e.message) for e in answer[1]]
             for name, column in columns.items():
                 column.append(answer[0][name])
     return {name: Tensor.concat(column) for name, column in columns.items()}, errors
+
+
+def _sendable(error: RemoteError) -> RemoteError:
+    """The error itself, unless the model put something into it that has no wire form."""
+    try:
+        decode_reply(error_reply(b"", error.code, error.message, error.retryable, error.details))
+    except (ProtocolError, TypeError, ValueError, OverflowError, RecursionError):
+        return ModelFailed(f"the model raised {type(error).__name__} with contents that cannot be sent")
+    return error
+
+
+def _signatures(answer: Answer) -> dict[str, tuple[str, tuple[int, ...]]]:
+    return {name: tensor.signature for name, tensor in answer[0].items()}
 
 
 def _items(inputs: Tensors) -> int:

@@ -10,7 +10,14 @@ import zmq
 
 from gpu_server.engine.loader import LoadedModel
 from gpu_server.engine.runner import Pending
-from gpu_server.errors import InternalError, ModelNotFound, ProtocolError, RemoteError, UnsupportedOperation
+from gpu_server.errors import (
+    InternalError,
+    ModelFailed,
+    ModelNotFound,
+    ProtocolError,
+    RemoteError,
+    UnsupportedOperation,
+)
 from gpu_server.wire import (
     MAX_BATCH_HEADER_BYTES,
     VERSION,
@@ -85,23 +92,27 @@ class EngineServer:
             else:
                 raise UnsupportedOperation(f"operation {header.op!r} is not offered on the engine's socket")
         except RemoteError as error:
-            self._send(
-                peer, error_reply(header.id, error.code, error.message, error.retryable, error.details)
-            )
+            self._refuse(peer, header, error)
 
     def _reply(self, peer: bytes, header: RequestHeader, pending: Pending) -> None:
         try:
-            outputs, item_errors = pending.wait()
+            self._send(peer, self._answer(header, pending))
         except RemoteError as error:
-            self._timing(pending)
-            self._send(
-                peer, error_reply(header.id, error.code, error.message, error.retryable, error.details)
-            )
-            return
-        reply = ReplyHeader(
-            v=VERSION, id=header.id, item_errors=tuple(item_errors), timing=self._timing(pending)
-        )
-        self._send(peer, encode_reply(reply, outputs))
+            self._refuse(peer, header, error)
+
+    def _answer(self, header: RequestHeader, pending: Pending) -> list[Buffer]:
+        try:
+            outputs, item_errors = pending.wait()
+        finally:
+            timing = self._timing(pending)
+        reply = ReplyHeader(v=VERSION, id=header.id, item_errors=tuple(item_errors), timing=timing)
+        try:
+            return encode_reply(reply, outputs)
+        except ProtocolError as error:
+            raise ModelFailed(f"{len(item_errors)} items failed: {error}") from None
+
+    def _refuse(self, peer: bytes, header: RequestHeader, error: RemoteError) -> None:
+        self._send(peer, error_reply(header.id, error.code, error.message, error.retryable, error.details))
 
     def _timing(self, pending: Pending) -> Timing:
         """The batch's own time on the device: from its start, or from the end of the one before it."""

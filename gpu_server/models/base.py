@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     import torch
 
 Outputs = Any
-"""A torch tensor `[items, …]`, a list of a tensor per item (ragged), a list of str or bytes, or a dict of those."""
+"""A torch tensor or numpy array `[items, …]`, a list of one per item (ragged, all of one dtype), a list of str or bytes, or
+a dict of up to 16 of those by names of up to 64 characters. What lies on the host is copied when `forward` returns."""
 
 
 class Model:
@@ -25,7 +26,7 @@ class Model:
       cost: what one item adds to a batch: an int, or the name of the ragged input whose length counts (as tokens do).
       params: what a request may set, name to default; `forward(batch, **params)` gets them, and a batch shares them.
       padded: True if `forward` pads, so that a batch costs items × longest and not the sum.
-      check_finite: True makes a row with NaN or infinity an error of its item.
+      check_finite: True makes a row with NaN or infinity an error of its item, and leaves its rows zero or empty.
       max_batch_tokens, max_batch_items: most a batch may cost and hold; None means the server's setting. After `load`
         they hold what is in force.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +12,42 @@ import torch
 RECOMPILES = 64
 
 
-def compile_layers(model: Any) -> int:
-    """Compile each layer of a Transformers model for fixed shapes; all layers share the code. Returns how many.
+class CompiledLayers:
+    """The layers of a Transformers model compiled for fixed shapes; inside `with` the model runs them so.
 
-    0 where the layers are not a list of the config's length (ALBERT shares one): such a model runs as it is. The cache is
-    kept under the user's cache folder, so that a second start compiles nothing.
+    Outside it the model runs as it is: a shape that was not compiled would be while its request waits. Keep the object as
+    long as a graph that was captured inside: it owns the kernels. `found` is False where the layers are not a list of the
+    config's length (ALBERT shares one): such a model runs as it is inside, too.
     """
+
+    def __init__(self, model: Any) -> None:
+        _configure()
+        self._layers = _layers(model)
+        self._stock: list[Callable[..., Any]] = [layer.forward for layer in self._layers]
+        self._compiled = [torch.compile(forward, dynamic=False) for forward in self._stock]
+
+    @property
+    def found(self) -> bool:
+        """Whether there are layers to compile."""
+        return bool(self._layers)
+
+    def __enter__(self) -> None:
+        self._install(self._compiled)
+
+    def __exit__(self, *exception: object) -> None:
+        self._install(self._stock)
+
+    def _install(self, forwards: list[Callable[..., Any]]) -> None:
+        for layer, forward in zip(self._layers, forwards, strict=True):
+            layer.forward = forward
+
+
+def _configure() -> None:
+    """Keep torch's cache under the user's cache folder, so that a second start compiles nothing."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gpu-server" / "inductor"
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))
     torch._dynamo.config.recompile_limit = RECOMPILES
     torch._dynamo.config.accumulated_recompile_limit = RECOMPILES * 16
-    layers = _layers(model)
-    for layer in layers:
-        layer.forward = torch.compile(layer.forward, dynamic=False)
-    return len(layers)
 
 
 def _layers(model: Any) -> list[torch.nn.Module]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,10 @@ from gpu_server.errors import EngineStartFailed
 from gpu_server.models.text import selfcheck
 from gpu_server.models.text.attention import CannotPack
 from gpu_server.models.text.batch import Batch
-from gpu_server.models.text.compiling import compile_layers
+from gpu_server.models.text.compiling import CompiledLayers
 from gpu_server.models.text.encoder import Encoder
 from gpu_server.models.text.fused import FusedBert, suits
-from gpu_server.models.text.graphs import Bounds, Graphs, Staged
+from gpu_server.models.text.graphs import Bounds, Graphs, Staged, leading
 from gpu_server.models.text.selfcheck import Probe, States
 from gpu_server.models.text.triton_support import has_triton
 
@@ -39,6 +40,7 @@ class Forward:
         self._head = head
         self._graphs: Graphs | None = None
         self._states: States = self._stock_states
+        self._layers: CompiledLayers | None = None
 
     def pack(self, ids: NDArray[np.int32], lengths: NDArray[np.int64]) -> Batch | Staged:
         """Move sequences, laid end to end, to where they will run."""
@@ -80,24 +82,23 @@ class Forward:
             max_length=max_length,
             first_position=self.encoder.first_position,
         )
-        probe = selfcheck.probe(self.encoder, max_length)
+        longest = min(max_length, max_tokens)
+        probe = leading(*selfcheck.probe(self.encoder, longest), max_tokens, max_items)
         wanted = [output.clone() for output in self(self.encoder.pack(*probe))]
         if not self._rehearsal_agrees(graphs, probe, wanted):
             return
-        runs = "graphs"
-        if fused and suits(self.encoder.model) and self._fuse(probe):
-            runs = "fused graphs"
-        elif compiled and compile_layers(self.encoder.model):
-            runs = "compiled graphs"
+        runs = self._choose_layers(probe, compiled, fused)
         try:
-            graphs.capture(progress)
+            with self._layers or nullcontext():
+                graphs.capture(progress)
         except RuntimeError as error:
             reason = str(error).partition("\n")[0]
             raise EngineStartFailed(
                 f"capturing the forward failed: {reason}; start with --no-graphs"
             ) from error
-        if not selfcheck.outputs_agree(graphs.replay(graphs.stage(*probe)), wanted, self.encoder.dtype):
-            raise EngineStartFailed(f"the {runs} give other numbers; start with --no-graphs")
+        for got in graphs.replay_each(*probe):
+            if not selfcheck.outputs_agree(got, [rows[: len(got[0])] for rows in wanted], self.encoder.dtype):
+                raise EngineStartFailed(f"the {runs} give other numbers; start with --no-graphs")
         self._graphs, self.runs = graphs, runs
 
     def _rehearsal_agrees(self, graphs: Graphs, probe: Probe, wanted: Sequence[torch.Tensor]) -> bool:
@@ -110,6 +111,17 @@ class Forward:
         if not agree:
             log.warning("runs without graphs: token-tiled attention gives other numbers")
         return agree
+
+    def _choose_layers(self, probe: Probe, compiled: bool, fused: bool) -> str:
+        """Settle which layers are captured; returns what `runs` will say."""
+        if fused and suits(self.encoder.model) and self._fuse(probe):
+            return "fused graphs"
+        if compiled:
+            layers = CompiledLayers(self.encoder.model)
+            if layers.found:
+                self._layers = layers
+                return "compiled graphs"
+        return "graphs"
 
     def _fuse(self, probe: Probe) -> bool:
         """Use the hand-fused layers if they are as near to float32 as the model's own, on its own weights."""

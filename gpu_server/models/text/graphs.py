@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,20 @@ def ladder(max_tokens: int) -> list[int]:
             sizes.append(size * 3 // 2)
         size *= 2
     return [*sizes, max_tokens]
+
+
+def filler(tokens: int, items: int, max_length: int) -> NDArray[np.int64]:
+    """Lengths of the longest sequences, at most `items` of them, that fill `tokens` tokens or as much as they can."""
+    whole, rest = divmod(min(tokens, items * max_length), max_length)
+    return np.array([max_length] * whole + [rest] * (rest > 0), np.int64)
+
+
+def leading(
+    ids: NDArray[np.int32], lengths: NDArray[np.int64], tokens: int, items: int
+) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    """As many of the first sequences as `tokens` and `items` hold."""
+    count = min(int(np.searchsorted(np.cumsum(lengths), tokens, "right")), items)
+    return ids[: int(lengths[:count].sum())], lengths[:count]
 
 
 @dataclass(frozen=True)
@@ -103,15 +117,27 @@ class Graphs:
         pool = torch.cuda.graph_pool_handle()
         for done, bucket in enumerate(reversed(self._buckets)):
             progress(done / len(self._buckets))
-            whole, rest = divmod(bucket.tokens, self._max_length)
-            lengths = np.array([self._max_length] * whole + [rest] * (rest > 0))
-            self._fill(bucket, np.zeros(bucket.tokens, np.int32), lengths)
+            lengths = filler(bucket.tokens, bucket.items, self._max_length)
+            self._fill(bucket, np.zeros(lengths.sum(), np.int32), lengths)
             bucket.capture(self._forward, pool)
 
     def rehearse(self, ids: NDArray[np.int32], lengths: NDArray[np.int64]) -> list[torch.Tensor]:
         """Outputs of the forward as it will be captured, run directly."""
         staged = self.stage(ids, lengths)
         return [output[: staged.items] for output in staged.bucket.run(self._forward)]
+
+    def replay_each(self, ids: NDArray[np.int32], lengths: NDArray[np.int64]) -> Iterator[list[torch.Tensor]]:
+        """Each bucket's outputs for the leading sequences that it holds, put behind others that fill it.
+
+        They are views that the next replay overwrites.
+        """
+        for bucket in self._buckets:
+            last_ids, last = leading(ids, lengths, bucket.tokens, bucket.items)
+            first = filler(bucket.tokens - len(last_ids), bucket.items - len(last), self._max_length)
+            all_ids = np.concatenate([np.zeros(first.sum(), np.int32), last_ids])
+            self._fill(bucket, all_ids, np.concatenate([first, last]))
+            bucket.replay()
+            yield [output[len(first) : len(first) + len(last)] for output in bucket.outputs]
 
     def fits(self, tokens: int, items: int) -> bool:
         """Whether some bucket can hold such a batch."""
@@ -134,7 +160,7 @@ class Graphs:
 
     def _fill(self, bucket: Bucket, ids: NDArray[np.int32], lengths: NDArray[np.int64]) -> None:
         n, tokens, items = bucket.tokens, len(ids), len(lengths)
-        host = torch.empty(bucket.input.shape, dtype=torch.int32, pin_memory=True)
+        host = torch.empty(bucket.input.shape, dtype=torch.int32, pin_memory=bucket.input.is_cuda)
         view = host.numpy()
         ends = np.cumsum(lengths)
         starts = ends - lengths

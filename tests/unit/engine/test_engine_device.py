@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -59,6 +60,15 @@ def test_preparing_the_cpu(threads: None) -> None:
     ("error", "full", "lost"),
     [
         (torch.OutOfMemoryError("CUDA out of memory"), True, False),
+        (
+            RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+            True,
+            False,
+        ),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True, False),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"), True, False),
+        (torch.AcceleratorError("CUDA error: out of memory"), True, False),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED"), False, True),
         (torch.AcceleratorError("CUDA error: device-side assert triggered"), False, True),
         (RuntimeError("CUDA error: an illegal memory access was encountered"), False, True),
         (RuntimeError("shapes do not match"), False, False),
@@ -67,3 +77,11 @@ def test_preparing_the_cpu(threads: None) -> None:
 )
 def test_kinds_of_errors(error: Exception, full: bool, lost: bool) -> None:
     assert (devices.is_out_of_memory(error), devices.is_lost(error)) == (full, lost)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system has no affinity")
+def test_as_many_threads_as_cores_that_may_be_used(threads: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 5, 7})
+    devices.prepare(torch.device("cpu"), 0)
+    assert torch.get_num_threads() == 3

@@ -72,6 +72,9 @@ def test_other_values() -> None:
         ([torch.zeros(1, 2), torch.zeros(1, 3)], "must agree in every dimension"),
         (["a", b"b"], "only str, or only bytes"),
         ([None, None], "numbers expected"),
+        ([torch.tensor([1]), torch.tensor([0.5])], "rows of different types: float32, int64"),
+        ([np.zeros(1, "f4"), np.zeros(1, "i4")], "rows of different types: float32, int32"),
+        ([torch.tensor(1), torch.tensor(2)], "must agree in every dimension"),
     ],
 )
 def test_what_has_no_wire_form_is_named(value: object, reason: str) -> None:
@@ -105,3 +108,78 @@ def test_an_item_bad_in_two_outputs_is_one_error() -> None:
     bad = torch.tensor([float("nan"), 0.0])
     _, errors = outputs.finish(outputs.stage({"a": bad, "b": bad}), 2, True)
     assert [error.item for error in errors] == [0]
+
+
+def hosted(buffer: torch.Tensor) -> list[Any]:
+    """Every form in which a model may hand out its own buffer."""
+    return [
+        buffer,
+        buffer[:, 1:],
+        buffer.T[:2],
+        buffer.numpy(),
+        buffer.numpy()[:, 1:],
+        list(buffer),
+        list(buffer.numpy()),
+    ]
+
+
+@pytest.mark.parametrize("form", range(7))
+def test_an_answer_outlives_the_models_next_forward(form: int) -> None:
+    buffer = torch.ones(2, 3)
+    staged = outputs.stage({"y": hosted(buffer)[form]})
+    buffer.zero_()
+    tensor = outputs.finish(staged, 2, False)[0]["y"]
+    buffer.zero_()
+    assert all((row == 1).all() and row.size for row in tensor.rows())
+
+
+@pytest.mark.parametrize(
+    ("dtype", "wire"),
+    [
+        (torch.float16, "f16"),
+        (torch.bfloat16, "f32"),
+        (torch.int32, "i32"),
+        (torch.float64, "f64"),
+        (torch.uint8, "u8"),
+    ],
+)
+def test_ragged_rows_have_the_type_of_their_tensors(dtype: torch.dtype, wire: str) -> None:
+    for lengths in ([2, 0], [0, 0]):
+        rows = [torch.zeros(n, dtype=dtype) for n in lengths]
+        assert finish(rows, 2)[0].signature == (wire, (-1,))
+        if dtype is not torch.bfloat16:
+            assert finish([row.numpy() for row in rows], 2)[0].signature == (wire, (-1,))
+
+
+def test_arrays_of_equal_length_are_ragged_too() -> None:
+    assert finish([np.zeros(2), np.zeros(2)], 2)[0].signature == ("f64", (-1,))
+
+
+@pytest.mark.parametrize("name", ["", "n" * 65, 3, None, "lone \ud800"])
+def test_a_name_that_cannot_be_sent(name: object) -> None:
+    with pytest.raises(ModelFailed, match="a name is a str of 1 to 64 characters"):
+        outputs.finish(outputs.stage({name: torch.zeros(2)}), 2, False)  # type: ignore[dict-item]
+
+
+def test_more_outputs_than_a_reply_holds() -> None:
+    many = {f"y{n}": torch.zeros(2) for n in range(17)}
+    with pytest.raises(ModelFailed, match="returned 17 outputs; at most 16"):
+        outputs.finish(outputs.stage(many), 2, False)
+    del many["y16"]
+    assert len(outputs.finish(outputs.stage(many), 2, False)[0]) == 16
+
+
+def test_rows_of_items_that_are_not_finite_are_blank_in_every_output() -> None:
+    nan = float("nan")
+    values = {
+        "dense": torch.tensor([[1.0, nan], [2.0, 2.0], [3.0, 3.0], [4.0, 4.0]]),
+        "ragged": [torch.tensor(row) for row in ([1.0], [2.0, 2.0], [3.0], [nan, 4.0])],
+        "text": ["a", "bb", "c", "d"],
+        "empty": torch.zeros(4, 0),
+    }
+    tensors, errors = outputs.finish(outputs.stage(values), 4, True)
+    assert [error.item for error in errors] == [0, 3]
+    assert tensors["dense"].to_numpy().tolist() == [[0, 0], [2, 2], [3, 3], [0, 0]]
+    assert [row.tolist() for row in tensors["ragged"].rows()] == [[], [2, 2], [3], []]
+    assert tensors["text"].strings() == ["", "bb", "c", ""]
+    assert tensors["empty"].shape == (4, 0)

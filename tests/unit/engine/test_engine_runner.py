@@ -220,3 +220,38 @@ def test_an_error_at_the_start_is_raised_by_wait() -> None:
     pending = Runner(Doubler(poisoned({0})), CPU).enqueue(numbers(1), {})
     with pytest.raises(RemoteError):
         pending.wait()
+
+
+@pytest.mark.parametrize(
+    "changing",
+    [
+        lambda x: {"a" if 0 in x else "b": x},
+        lambda x: {"a": x, "b": x} if 0 in x else {"a": x},
+        lambda x: x if 0 in x else x.double(),
+        lambda x: x if 0 in x else x[:, None],
+        lambda x: x if 0 in x else list(x[:, None]),
+    ],
+)
+def test_halves_whose_outputs_differ_are_the_models_failure(changing: Forward) -> None:
+    def forward(x: torch.Tensor) -> Any:
+        if len(x) > 2:
+            raise ValueError
+        return changing(x)
+
+    with pytest.raises(ModelFailed, match="outputs change in name, type or shape"):
+        run(forward, 4)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        lambda: InvalidRequest("lone \ud800"),
+        lambda: InvalidRequest(3),  # type: ignore[arg-type]
+        lambda: InvalidRequest("x", {"a": {"b": 1}}),
+        lambda: InvalidRequest("x", {"a": object()}),
+        lambda: InvalidRequest("x", {"a": 1 << 80}),
+    ],
+)
+def test_an_error_that_has_no_wire_form_is_replaced(kind: Callable[[], Exception]) -> None:
+    with pytest.raises(ModelFailed, match="raised InvalidRequest with contents that cannot be sent"):
+        run(poisoned({0}, kind), 1)

@@ -9,12 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from gpu_server.models.text.attention import attend
-from gpu_server.models.text.compiling import compile_layers
+from gpu_server.models.text.compiling import CompiledLayers
 from gpu_server.models.text.embedding import EmbeddingModel
-from gpu_server.models.text.graphs import ladder
+from gpu_server.models.text.graphs import filler, ladder, leading
 from gpu_server.wire.documents import ModelInfo
 from gpu_server.wire.tensor import Tensor
 
@@ -51,7 +53,24 @@ def test_a_full_ladder_wastes_at_most_half() -> None:
 def test_shared_layers_are_not_compiled(make_model: Callable[..., Path]) -> None:
     from transformers import AutoModel
 
-    assert compile_layers(AutoModel.from_pretrained(make_model("albert"))) == 0
+    assert not CompiledLayers(AutoModel.from_pretrained(make_model("albert"))).found
+
+
+@given(st.integers(0, 2000), st.integers(0, 50), st.integers(1, 600))
+def test_filler_keeps_to_what_a_bucket_holds(tokens: int, items: int, max_length: int) -> None:
+    lengths = filler(tokens, items, max_length)
+    assert len(lengths) <= items
+    assert lengths.sum() == min(tokens, items * max_length)
+    assert all(1 <= length <= max_length for length in lengths)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "items", "kept"), [(100, 9, 3), (26, 9, 3), (25, 9, 2), (24, 9, 2), (100, 1, 1), (4, 9, 0)]
+)
+def test_leading_sequences_that_fit(tokens: int, items: int, kept: int) -> None:
+    lengths = np.array([5, 19, 2])
+    ids, cut = leading(np.arange(26, dtype=np.int32), lengths, tokens, items)
+    assert (cut.tolist(), len(ids)) == (lengths[:kept].tolist(), lengths[:kept].sum())
 
 
 def started(folder: Path, **options: object) -> EmbeddingModel:

@@ -1,0 +1,86 @@
+"""What the daemon is told when an engine ends: only a failed start can be permanent."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from gpu_server import logs
+from gpu_server.engine import parent, process
+from gpu_server.errors import ConfigError, DeviceLost
+from gpu_server.wire.events import EngineSpec, Event, pack, unpack_event
+
+SPEC = EngineSpec(
+    endpoint="ipc:///nowhere/engine",
+    device="cpu",
+    threads=1,
+    max_batch_tokens=1,
+    max_batch_items=1,
+    batches_in_flight=1,
+    max_batch_bytes=1,
+    graphs=False,
+    compiled=False,
+    fused=False,
+    log_level="info",
+    log_format="text",
+    models=(),
+)
+
+
+class Server:
+    """Serves until `error`, at once."""
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    def serve(self) -> None:
+        raise self._error
+
+
+@pytest.fixture
+def end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Exception, bool], tuple[Event, object]]:
+    """Run an engine into an error, while it starts or while it serves; gives its last event and exit code."""
+    monkeypatch.setattr(parent, "kill_with_parent", lambda: None)
+    monkeypatch.setattr(parent, "die_with_parent", lambda pipe, then: None)
+    monkeypatch.setattr(logs, "setup", lambda *settings: None)
+
+    def run(error: Exception, serving: bool) -> tuple[Event, object]:
+        def start(*_: object) -> Server:
+            if not serving:
+                raise error
+            return Server(error)
+
+        monkeypatch.setattr(process, "_start", start)
+        ours, theirs = multiprocessing.Pipe()
+        with ours, theirs:
+            with pytest.raises(SystemExit) as exit_:
+                process.main(pack(SPEC), theirs)
+            return unpack_event(ours.recv_bytes()), exit_.value.code
+
+    return run
+
+
+End = Callable[[Exception, bool], tuple[Event, object]]
+
+
+@pytest.mark.parametrize(("error", "code"), [(ValueError("no"), 70), (ConfigError("wrong"), 78)])
+def test_a_start_that_fails_is_permanent(end: End, error: Exception, code: int) -> None:
+    event, exit_code = end(error, False)
+    assert (event.kind, event.permanent, event.exit_code, exit_code) == ("failed", True, code, code)
+
+
+def test_an_unforeseen_error_while_serving_is_not_permanent(end: End) -> None:
+    event, exit_code = end(KeyError("x"), True)
+    assert (event.kind, event.permanent, exit_code) == ("failed", False, 70)
+    assert event.message.startswith("KeyError: 'x' (test_engine_process.py:")
+
+
+@pytest.mark.parametrize("serving", [False, True])
+@pytest.mark.parametrize("error", [DeviceLost("gone"), torch.OutOfMemoryError("full")])
+def test_a_device_that_fails_is_not_permanent(end: End, error: Exception, serving: bool) -> None:
+    event, exit_code = end(error, serving)
+    assert (event.permanent, exit_code) == (False, DeviceLost.exit_code)

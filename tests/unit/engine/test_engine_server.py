@@ -1,0 +1,85 @@
+"""The engine's socket: every batch gets its own answer, or one that says why not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import zmq
+
+from gpu_server.engine.loader import LoadedModel
+from gpu_server.engine.runner import Runner
+from gpu_server.engine.server import EngineServer
+from gpu_server.errors import DeviceLost
+from gpu_server.models.base import Model
+from gpu_server.wire import ReplyHeader, RequestHeader, Tensor, Tensors, decode_reply, encode_request
+from gpu_server.wire.documents import ModelInfo
+from gpu_server.wire.header import ErrorBody
+
+LAST = -1.0
+Exchange = Callable[..., list[tuple[ReplyHeader, Tensors]]]
+
+
+class Once(Model):
+    """Answers from a buffer that each forward overwrites; the item LAST ends the engine."""
+
+    check_finite = True
+
+    def __init__(self) -> None:
+        self._buffer = torch.zeros(1 << 15)
+
+    def forward(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        x = batch["x"]
+        if float(x[0]) == LAST:
+            raise RuntimeError("CUDA error: the last batch")
+        answer = self._buffer[: len(x)]
+        answer.copy_(x)
+        return answer
+
+
+@pytest.fixture
+def exchange() -> Iterator[Exchange]:
+    """Send batches to an engine, all before it reads the first; gives its replies in order."""
+    with zmq.Context() as context, context.socket(zmq.ROUTER) as router, context.socket(zmq.DEALER) as dealer:
+        router.linger = dealer.linger = 0
+        dealer.rcvtimeo = 5000
+        router.bind("inproc://engine")
+        dealer.connect("inproc://engine")
+
+        def run(*batches: np.ndarray[Any, Any]) -> list[tuple[ReplyHeader, Tensors]]:
+            model = Once()
+            loaded = LoadedModel(model, Runner(model, torch.device("cpu")), ModelInfo(name="m"))
+            for number, batch in enumerate((*batches, np.array([LAST]))):
+                header = RequestHeader(v=1, id=bytes([number + 1]), op="infer", model="m")
+                inputs = {"x": Tensor.from_numpy(batch.astype(np.float32))}
+                dealer.send_multipart(encode_request(header, inputs))
+            server = EngineServer(router, {"m": loaded}, in_flight=2, max_bytes=1 << 24)
+            with pytest.raises(DeviceLost):
+                server.serve()
+            return [decode_reply(dealer.recv_multipart()) for _ in batches]
+
+        yield run
+
+
+def test_an_answer_on_its_way_is_not_overwritten_by_the_next_batch(exchange: Exchange) -> None:
+    count = 1 << 15  # more than ZeroMQ copies
+    replies = exchange(*(np.full(count, n) for n in range(4)))
+    for number, (_, outputs) in enumerate(replies):
+        assert (outputs["output"].to_numpy() == number).all()
+
+
+def test_more_failed_items_than_a_reply_can_name_are_one_error(exchange: Exchange) -> None:
+    (refused, _), (good, outputs) = exchange(np.full(20_000, np.nan), np.arange(2))
+    assert isinstance(refused.error, ErrorBody)
+    assert (refused.id, refused.error.code) == (b"\1", "model_failed")
+    assert refused.error.message.startswith("20000 items failed: reply header of")
+    assert (good.id, outputs["output"].to_numpy().tolist()) == (b"\2", [0, 1])
+
+
+def test_items_that_fail_alone_are_named(exchange: Exchange) -> None:
+    ((header, outputs),) = exchange(np.array([1, np.nan, 3]))
+    assert [(error.item, error.code) for error in header.item_errors] == [(1, "model_failed")]
+    assert outputs["output"].to_numpy().tolist() == [1, 0, 3]

@@ -1,0 +1,149 @@
+"""How graphs are captured and checked, with a recorder in the place of CUDA."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from gpu_server.errors import EngineStartFailed
+from gpu_server.models.text import attention, encoder, graphs
+from gpu_server.models.text.attention import Rule
+from gpu_server.models.text.forward import Forward
+from gpu_server.models.text.pooling import pool_and_normalize
+
+CPU = torch.device("cpu")
+MAX_TOKENS = 100
+MakeModel = Callable[..., Path]
+Wrong = Callable[[int], bool]
+
+
+class Recorder:
+    """Stands in for CUDA graphs: a replay runs the forward that was recorded, and adds 1 where `wrong(tokens)`."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.wrong: Wrong = lambda tokens: False
+        self.captured: list[int] = []
+
+        def capture(bucket: Any, forward: Any, pool: object) -> None:
+            self.captured.append(bucket.tokens)
+            bucket.outputs = bucket.run(forward)
+            bucket.recorded = forward
+
+        def replay(bucket: Any) -> None:
+            shift = 1 if self.wrong(bucket.tokens) else 0
+            bucket.outputs = [output + shift for output in bucket.run(bucket.recorded)]
+
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: None)
+        monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
+        monkeypatch.setattr(graphs.Bucket, "capture", capture)
+        monkeypatch.setattr(graphs.Bucket, "replay", replay)
+        monkeypatch.setattr(attention, "_tiled", masked)
+
+
+def masked(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bounds: tuple[torch.Tensor, torch.Tensor], rule: Rule
+) -> torch.Tensor:
+    """What the token-tiled kernel computes; a token that sees nothing gets zeros."""
+    place = torch.arange(len(q))
+    seen = (place >= bounds[0][:, None]) & (place < bounds[1][:, None])
+    scores = torch.einsum("qhd,khd->hqk", q, k) * rule.scale
+    weights = scores.masked_fill(~seen, float("-inf")).softmax(-1).nan_to_num(0.0)
+    return torch.einsum("hqk,khd->qhd", weights, v)
+
+
+@pytest.fixture
+def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
+    return Recorder(monkeypatch)
+
+
+def forward_of(folder: Path) -> Forward:
+    loaded = encoder.load(folder, CPU)
+    loaded.use("packed")
+    return Forward(loaded, lambda hidden, offsets: pool_and_normalize(hidden, offsets, "mean"))
+
+
+def capture(
+    forward: Forward, *, max_items: int = 50, max_tokens: int = MAX_TOKENS, compiled: bool = False
+) -> None:
+    forward.capture(
+        max_tokens=max_tokens,
+        max_items=max_items,
+        max_length=40,
+        compiled=compiled,
+        fused=False,
+        progress=lambda done: None,
+    )
+
+
+def embed(forward: Forward, *lengths: int) -> torch.Tensor:
+    ids = np.random.default_rng(0).integers(4, 96, sum(lengths), dtype=np.int32)
+    with torch.inference_mode():
+        return forward(forward.pack(ids, np.array(lengths)))[0].clone()
+
+
+@pytest.mark.parametrize(("max_tokens", "max_items"), [(100, 50), (100, 1), (100, 2), (1000, 3), (3, 2)])
+def test_graphs_of_any_limits_are_captured_and_right(
+    make_model: MakeModel, recorder: Recorder, max_tokens: int, max_items: int
+) -> None:
+    forward = forward_of(make_model("bert"))
+    direct = embed(forward, 3)
+    capture(forward, max_tokens=max_tokens, max_items=max_items)
+    assert forward.runs == "graphs"
+    assert recorder.captured == graphs.ladder(max_tokens)[::-1]
+    torch.testing.assert_close(embed(forward, 3), direct, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("bucket", graphs.ladder(MAX_TOKENS))
+def test_one_wrong_bucket_fails_the_start(make_model: MakeModel, recorder: Recorder, bucket: int) -> None:
+    recorder.wrong = lambda tokens: tokens == bucket
+    with pytest.raises(EngineStartFailed, match="the graphs give other numbers; start with --no-graphs"):
+        capture(forward_of(make_model("bert")))
+
+
+@pytest.fixture
+def compiled_runs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Stand in for torch.compile; gets the tokens of every run of a compiled layer."""
+    runs: list[int] = []
+
+    def compiling(layer: Callable[..., Any], dynamic: bool) -> Callable[..., Any]:
+        assert not dynamic
+
+        def run(hidden: torch.Tensor, *args: Any, **options: Any) -> Any:
+            runs.append(hidden.shape[1])
+            return layer(hidden, *args, **options)
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", compiling)
+    return runs
+
+
+def test_compiled_layers_run_inside_graphs_only(
+    make_model: MakeModel, recorder: Recorder, compiled_runs: list[int]
+) -> None:
+    forward = forward_of(make_model("bert"))
+    capture(forward, compiled=True)
+    assert forward.runs == "compiled graphs"
+    assert set(compiled_runs) == set(graphs.ladder(MAX_TOKENS))
+    compiled_runs.clear()
+    assert embed(forward, 40, 40, 40).shape == (3, 32)
+    assert compiled_runs == []
+
+
+def test_a_capture_that_fails_leaves_no_compiled_layers(
+    make_model: MakeModel, recorder: Recorder, compiled_runs: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(bucket: object, forward: object, pool: object) -> None:
+        raise RuntimeError("no\nmore")
+
+    monkeypatch.setattr(graphs.Bucket, "capture", fail)
+    forward = forward_of(make_model("bert"))
+    with pytest.raises(EngineStartFailed, match="capturing the forward failed: no; start with --no-graphs"):
+        capture(forward, compiled=True)
+    embed(forward, 5)
+    assert compiled_runs == []
