@@ -9,14 +9,19 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from gpu_server.calls import Call, Calls, Params, Priority, Value, Vectors, from_tensor, raise_item_errors
-from gpu_server.tokenizing import Direction
+from gpu_server.connection import Reply
+from gpu_server.tokenizing import Direction, TextTokenizer
+from gpu_server.wire import Tensors
 from gpu_server.wire.documents import Hello, ModelInfo, Status
 
 T = TypeVar("T")
 
 
 class AsyncClient:
-    """A client for asyncio, over the process's one socket; a task that is cancelled cancels its request in the daemon."""
+    """A client for asyncio; a task that is cancelled cancels its request in the daemon.
+
+    As with `Client`, make one per process and share it; its connection ends with `close()` or when nothing holds it.
+    """
 
     def __init__(self, endpoint: str | None = None, *, timeout_s: float = 30.0) -> None:
         self._calls = Calls(endpoint, timeout_s)
@@ -58,25 +63,41 @@ class AsyncClient:
         raise_item_errors(reply)
         return {name: from_tensor(tensor) for name, tensor in reply.outputs.items()}
 
-    async def hello(self, *, refresh: bool = False) -> Hello:
+    async def embed_request(self, texts: list[str], **options: Any) -> Reply:
+        """As `Client.embed_request`."""
+        return await self._run(self._calls.embed_request(texts, **options))
+
+    async def infer_request(self, model: str, inputs: dict[str, Any], **options: Any) -> Reply:
+        """As `Client.infer_request`."""
+        return await self._run(self._calls.infer(model, inputs, **options))
+
+    async def request(self, inputs: Tensors | None = None, **options: Any) -> Reply:
+        """As `Client.request`."""
+        return await self._run(self._calls.request(inputs, **options))
+
+    async def hello(self, *, refresh: bool = False, timeout_s: float | None = None) -> Hello:
         """As `Client.hello`."""
-        return await self._run(self._calls.hello(refresh))
+        return await self._run(self._calls.hello(refresh, timeout_s))
 
-    async def status(self) -> Status:
+    async def status(self, *, timeout_s: float | None = None) -> Status:
         """As `Client.status`."""
-        return await self._run(self._calls.status())
+        return await self._run(self._calls.status(timeout_s))
 
-    async def metrics(self) -> str:
+    async def metrics(self, *, timeout_s: float | None = None) -> str:
         """As `Client.metrics`."""
-        return await self._run(self._calls.metrics())
+        return await self._run(self._calls.metrics(timeout_s))
 
-    async def models(self) -> list[ModelInfo]:
+    async def models(self, *, timeout_s: float | None = None) -> list[ModelInfo]:
         """As `Client.models`."""
-        return await self._run(self._calls.models())
+        return await self._run(self._calls.models(timeout_s))
 
-    async def model(self, name: str = "") -> ModelInfo:
+    async def model(self, name: str = "", *, timeout_s: float | None = None) -> ModelInfo:
         """As `Client.model`."""
-        return await self._run(self._calls.model(name))
+        return await self._run(self._calls.model(name, timeout_s))
+
+    async def tokenizer(self, model: str = "", *, timeout_s: float | None = None) -> TextTokenizer | None:
+        """As `Client.tokenizer`."""
+        return await self._run(self._calls.tokenizer(model, timeout_s))
 
     def close(self) -> None:
         """Close this process's connection."""

@@ -6,6 +6,7 @@ result; its return value is the call's.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, Literal, TypeVar
@@ -16,24 +17,28 @@ from numpy.typing import NDArray
 from gpu_server import endpoint as endpoints
 from gpu_server import tokenizing
 from gpu_server.connection import PerProcess, Reply
+from gpu_server.deadline import Deadline
 from gpu_server.errors import (
     InvalidRequest,
     ModelLoading,
     ModelNotFound,
     StaleTokenizer,
-    TooLarge,
     UnsupportedOperation,
     from_wire,
 )
+from gpu_server.sizes import check_size, parts_that_fit
 from gpu_server.tokenizing import Direction, TextTokenizer
-from gpu_server.wire import VERSION, Limits, RequestHeader, Tensor, Tensors
+from gpu_server.wire import VERSION, RequestHeader, Tensor, Tensors
 from gpu_server.wire.convert import as_tensor
-from gpu_server.wire.documents import Hello, ModelInfo, Status, from_json
+from gpu_server.wire.documents import Hello, InputInfo, ModelInfo, Status, answers_to, from_json
 
 Vectors = NDArray[np.float32]
 Value = NDArray[Any] | list[Any]
-Params = Mapping[str, bool | int | float | str]
+Param = bool | int | float | str
+Params = Mapping[str, Param]
 Priority = Literal[0, 1, 2]
+Timeout = float | Deadline | None
+"""Seconds, the deadline of the call that this one is a step of, or None for the client's own time-out."""
 
 T = TypeVar("T")
 Call = Generator[Future[Reply] | Callable[[], Any], Any, T]
@@ -42,7 +47,7 @@ ASK_TIMEOUT_S = 5.0
 
 
 class Calls:
-    """The calls of one client, over one connection per process."""
+    """The calls of one client, over one connection per process, which is closed when nothing holds the calls any more."""
 
     def __init__(self, endpoint: str | None, timeout_s: float) -> None:
         self.endpoint = endpoint or endpoints.client_default()
@@ -51,6 +56,13 @@ class Calls:
         self.connections = PerProcess(self.endpoint)
         self._hello: tuple[object, Hello] | None = None
         self._tokenizers: dict[str, TextTokenizer] = {}
+        weakref.finalize(self, self.connections.abandon).atexit = False
+
+    def deadline(self, timeout_s: Timeout) -> Deadline:
+        """When a call that starts now must have ended."""
+        if isinstance(timeout_s, Deadline):
+            return timeout_s
+        return Deadline.after(self.timeout_s if timeout_s is None else timeout_s)
 
     def request(
         self,
@@ -60,71 +72,74 @@ class Calls:
         model: str = "",
         params: Params | None = None,
         priority: Priority = 1,
-        timeout_s: float | None = None,
+        timeout_s: Timeout = None,
         digest: str = "",
         traceparent: str = "",
     ) -> Call[Reply]:
         """One request as the protocol has it."""
+        deadline = self.deadline(timeout_s)
         if inputs:
-            check_size(inputs, (yield from self.hello()).limits)
+            check_size(inputs, (yield from self.hello(timeout_s=deadline)).limits)
         header = RequestHeader(
             v=VERSION, id=b"-", op=op, model=model, params=dict(params or {}), priority=priority, digest=digest,
             traceparent=traceparent,
         )  # fmt: skip
-        budget = self.timeout_s if timeout_s is None else timeout_s
-        reply: Reply = yield self.connections.get().submit(header, inputs, budget)
+        reply: Reply = yield self.connections.get().submit(header, inputs, deadline.left())
         return reply
 
-    def hello(self, refresh: bool = False) -> Call[Hello]:
+    def hello(self, refresh: bool = False, timeout_s: Timeout = None) -> Call[Hello]:
         """Versions, limits and models; kept until the connection changes."""
         connection = self.connections.get()
-        key = (id(connection), connection.generation)
+        key = (connection.serial, connection.generation)
         if not refresh and self._hello is not None and self._hello[0] == key:
             return self._hello[1]
-        reply = yield from self._ask("hello")
+        reply = yield from self._ask("hello", timeout_s)
         hello = from_json(Hello, reply.outputs["document"].strings()[0])
         self._hello = (key, hello) if hello.state == "ready" else None
         return hello
 
-    def status(self) -> Call[Status]:
+    def status(self, timeout_s: Timeout = None) -> Call[Status]:
         """The daemon's state."""
-        reply = yield from self._ask("status")
+        reply = yield from self._ask("status", timeout_s)
         return from_json(Status, reply.outputs["document"].strings()[0])
 
-    def metrics(self) -> Call[str]:
+    def metrics(self, timeout_s: Timeout = None) -> Call[str]:
         """The daemon's metrics."""
-        reply = yield from self._ask("metrics")
+        reply = yield from self._ask("metrics", timeout_s)
         return reply.outputs["metrics"].strings()[0]
 
-    def models(self) -> Call[list[ModelInfo]]:
+    def models(self, timeout_s: Timeout = None) -> Call[list[ModelInfo]]:
         """The models that are served, the default first."""
-        hello = yield from self.hello()
+        hello = yield from self.hello(timeout_s=timeout_s)
         if not hello.models:
             raise ModelLoading("the models are still loading", {"phase": hello.state})
         return list(hello.models)
 
-    def model(self, name: str = "") -> Call[ModelInfo]:
+    def model(self, name: str = "", timeout_s: Timeout = None) -> Call[ModelInfo]:
         """Facts of one model; asks anew before it says that there is none of that name."""
+        deadline = self.deadline(timeout_s)
         for refresh in (False, True):
             if refresh:
-                yield from self.hello(refresh=True)
-            models = yield from self.models()
-            for info in models:
-                if not name or info.name == name:
+                yield from self.hello(refresh=True, timeout_s=deadline)
+            models = yield from self.models(deadline)
+            exact = [info for info in models if info.name == name]
+            for info in exact or models:
+                if not name or answers_to(info, name):
                     return info
         names = [m.name for m in models]
         raise ModelNotFound(f"model {name!r} is not served; served: {', '.join(names)}", {"models": names})
 
-    def tokenizer(self, model: str = "") -> Call[TextTokenizer | None]:
+    def tokenizer(self, model: str = "", timeout_s: Timeout = None) -> Call[TextTokenizer | None]:
         """The model's tokenizer, fetched once per digest; None when `tokenizers` is not installed here."""
-        info = yield from self.model(model)
+        deadline = self.deadline(timeout_s)
+        info = yield from self.model(model, deadline)
         if info.text is None:
             raise UnsupportedOperation(f"model {info.name!r} takes no text", {"model": info.name})
         if not tokenizing.available():
             return None
         known = self._tokenizers.get(info.name)
         if known is None or known.info != info.text:
-            reply = yield from self._ask("tokenizer", info.name)
+            reply = yield from self._ask("tokenizer", deadline, info.name)
             known = TextTokenizer(reply.outputs["tokenizer"].raw_strings()[0], info.text)
             self._tokenizers[info.name] = known
         return known
@@ -136,29 +151,39 @@ class Calls:
         normalize: bool | None = None,
         dimensions: int = 0,
         model: str = "",
-        timeout_s: float | None = None,
+        timeout_s: Timeout = None,
         **options: Any,
     ) -> Call[Vectors]:
-        """Embeddings of any number of texts, in requests of at most the daemon's `max_items`."""
+        """Embeddings of any number of texts, in as many requests as the daemon's limits make of them."""
+        deadline = self.deadline(timeout_s)
         listed = [texts] if isinstance(texts, str) else list(texts)
         for i, text in enumerate(listed):
             if not isinstance(text, str):
                 raise InvalidRequest(f"text {i} is {type(text).__name__}, not str", {"item": i})
         if not listed:
-            info = yield from self.model(model)
+            info = yield from self.model(model, deadline)
             return np.zeros((0, dimensions or info.dimensions), np.float32)
-        step = (yield from self.hello()).limits.max_items
+        step = (yield from self.hello(timeout_s=deadline)).limits.max_items
         params = embed_params(normalize, dimensions)
         parts = []
+        done = 0
         for start in range(0, len(listed), step):
-            reply = yield from self.embed_request(
-                listed[start : start + step], model=model, params=params, timeout_s=timeout_s, **options
+            replies = yield from self.embed_requests(
+                listed[start : start + step], model=model, params=params, timeout_s=deadline, **options
             )
-            raise_item_errors(reply, start)
-            parts.append(reply.outputs["embedding"].to_numpy())
+            for reply in replies:
+                raise_item_errors(reply, done)
+                vectors = reply.outputs["embedding"]
+                parts.append(vectors.to_numpy())
+                done += vectors.items
         return np.concatenate(parts).astype(np.float32, copy=False)
 
-    def embed_request(
+    def embed_request(self, texts: list[str], **options: Any) -> Call[Reply]:
+        """One request of texts; options as `embed_requests`. Raises TooLarge if they do not fit one."""
+        replies = yield from self.embed_requests(texts, whole=True, **options)
+        return replies[0]
+
+    def embed_requests(
         self,
         texts: list[str],
         *,
@@ -168,30 +193,35 @@ class Calls:
         truncate: bool = True,
         direction: Direction = "right",
         priority: Priority = 1,
-        timeout_s: float | None = None,
+        timeout_s: Timeout = None,
         traceparent: str = "",
-    ) -> Call[Reply]:
-        """One request of texts: tokenised here where that is possible, sent as text otherwise."""
+        whole: bool = False,
+    ) -> Call[list[Reply]]:
+        """Requests of texts, a single one if `whole`: tokenised here where that is possible, sent as text otherwise."""
+        deadline = self.deadline(timeout_s)
         for attempt in (1, 2):
-            tokenizer = yield from self.tokenizer(model)
-            extra: dict[str, bool | int | float | str] = {}
-            digest = ""
+            tokenizer = yield from self.tokenizer(model, deadline)
+            extra: dict[str, Param] = {}
             if tokenizer is None:
-                inputs = {"text": _utf8(texts)}
+                name, tensor, digest = "text", _utf8(texts), ""
                 extra = {"truncate": truncate, "truncation_direction": direction, "prompt_name": prompt_name}
             else:
                 rows = yield _encoder(tokenizer, texts, prompt_name, truncate, direction)
-                inputs, digest = {"input_ids": Tensor.from_rows(rows, "i32")}, tokenizer.info.digest
+                name, tensor, digest = "input_ids", Tensor.from_rows(rows, "i32"), tokenizer.info.digest
+            limits = (yield from self.hello(timeout_s=deadline)).limits
+            replies = []
             try:
-                reply = yield from self.request(
-                    inputs, model=model, params={**(params or {}), **extra}, priority=priority, timeout_s=timeout_s,
-                    digest=digest, traceparent=traceparent,
-                )  # fmt: skip
-                return reply
+                for part in [tensor] if whole else parts_that_fit(tensor, limits):
+                    reply = yield from self.request(
+                        {name: part}, model=model, params={**(params or {}), **extra}, priority=priority,
+                        timeout_s=deadline, digest=digest, traceparent=traceparent,
+                    )  # fmt: skip
+                    replies.append(reply)
+                return replies
             except StaleTokenizer:
                 if attempt == 2:
                     raise
-                yield from self.hello(refresh=True)
+                yield from self.hello(refresh=True, timeout_s=deadline)
         raise AssertionError("unreachable")
 
     def infer(
@@ -201,24 +231,25 @@ class Calls:
         *,
         params: Params | None = None,
         priority: Priority = 1,
-        timeout_s: float | None = None,
+        timeout_s: Timeout = None,
         traceparent: str = "",
     ) -> Call[Reply]:
         """Run any model on Python values."""
-        info = yield from self.model(model)
+        deadline = self.deadline(timeout_s)
+        info = yield from self.model(model, deadline)
         tensors = to_tensors(info, inputs)
         reply = yield from self.request(
             tensors,
             model=info.name,
             params=params,
             priority=priority,
-            timeout_s=timeout_s,
+            timeout_s=deadline,
             traceparent=traceparent,
         )
         return reply
 
-    def _ask(self, op: str, model: str = "") -> Call[Reply]:
-        return self.request(op=op, model=model, timeout_s=min(self.timeout_s, ASK_TIMEOUT_S))
+    def _ask(self, op: str, timeout_s: Timeout, model: str = "") -> Call[Reply]:
+        return self.request(op=op, model=model, timeout_s=self.deadline(timeout_s).left(ASK_TIMEOUT_S))
 
 
 def _encoder(
@@ -234,9 +265,9 @@ def _utf8(texts: list[str]) -> Tensor:
         raise InvalidRequest("a text holds a lone surrogate, which UTF-8 cannot carry") from None
 
 
-def embed_params(normalize: bool | None, dimensions: int) -> dict[str, bool | int | float | str]:
+def embed_params(normalize: bool | None, dimensions: int) -> dict[str, Param]:
     """The parameters of an embedding request that differ from the model's own."""
-    params: dict[str, bool | int | float | str] = {}
+    params: dict[str, Param] = {}
     if normalize is not None:
         params["normalize"] = normalize
     if dimensions:
@@ -247,6 +278,8 @@ def embed_params(normalize: bool | None, dimensions: int) -> dict[str, bool | in
 def to_tensors(info: ModelInfo, inputs: Mapping[str, Any]) -> Tensors:
     """Wire tensors of a request's inputs, by what the model declares; raises InvalidRequest naming the input."""
     declared = {i.name: i for i in info.inputs}
+    if info.text is not None and set(inputs) == {"text"}:
+        declared = {"text": InputInfo("text", "utf8")}
     if declared and set(inputs) != set(declared):
         wanted = ", ".join(declared)
         raise InvalidRequest(
@@ -269,34 +302,12 @@ def to_tensors(info: ModelInfo, inputs: Mapping[str, Any]) -> Tensors:
 
 
 def from_tensor(tensor: Tensor) -> Value:
-    """A Python value of an output: an array when dense, else a list with one entry per item."""
+    """A Python value of an output, the caller's own: an array when dense, else a list with one entry per item."""
     if tensor.dtype == "utf8":
         return tensor.strings()
     if tensor.dtype == "bytes":
         return tensor.raw_strings()
-    return tensor.to_numpy() if tensor.offsets is None else tensor.rows()
-
-
-def check_size(inputs: Tensors, limits: Limits) -> None:
-    """Raise TooLarge, naming the limit, for what the server would drop or refuse."""
-    total = 0
-    for name, tensor in inputs.items():
-        if tensor.items > limits.max_items:
-            raise TooLarge(
-                f"{name}: {tensor.items} items exceed max_items = {limits.max_items}", {"limit": "max_items"}
-            )
-        for frame in tensor.frames():
-            total += len(frame)
-            if len(frame) > limits.max_frame_bytes:
-                raise TooLarge(
-                    f"{name}: {len(frame)} bytes exceed max_frame_bytes = {limits.max_frame_bytes}",
-                    {"limit": "max_frame_bytes"},
-                )
-    if total > limits.max_request_bytes:
-        raise TooLarge(
-            f"{total} bytes exceed max_request_bytes = {limits.max_request_bytes}",
-            {"limit": "max_request_bytes"},
-        )
+    return tensor.to_numpy().copy() if tensor.offsets is None else [row.copy() for row in tensor.rows()]
 
 
 def raise_item_errors(reply: Reply, first: int = 0) -> None:

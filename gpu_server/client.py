@@ -20,11 +20,12 @@ class Client:
     """A client of one daemon.
 
     Make it anywhere, before or after a fork: nothing is connected until the first call, and each process gets a
-    socket of its own, shared by its threads. Every call ends within its time-out with an answer or a `RemoteError`
-    of gpu_server.errors.
+    socket of its own, shared by its threads. Make one per process and share it: each has a thread and a connection, which
+    end with `close()` or when nothing holds the client any more. Every call ends within its time-out, however many requests
+    it takes, with an answer or a `RemoteError` of gpu_server.errors.
 
     endpoint: `ipc:///path` or `tcp://127.0.0.1:port`; None means $GPU_SERVER_ENDPOINT or the default place.
-    timeout_s: seconds a request may take when it names no other.
+    timeout_s: seconds a call may take when it names no other.
     """
 
     def __init__(self, endpoint: str | None = None, *, timeout_s: float = 30.0) -> None:
@@ -48,10 +49,11 @@ class Client:
         priority: Priority = 1,
         timeout_s: float | None = None,
     ) -> Vectors:
-        """Embeddings as float32 `[texts, dimensions]`; a single str gives one row.
+        """Embeddings of any number of texts as float32 `[texts, dimensions]`; a single str gives one row.
 
         normalize: None keeps the model's own setting. dimensions: 0 means all (Matryoshka models allow fewer). truncate: cut
-        over-long texts on the side of `direction`; off, they are refused. Raises InvalidRequest on bad texts.
+        over-long texts on the side of `direction`; off, they are refused. timeout_s: for all texts together.
+        Raises InvalidRequest on bad texts.
         """
         return self._run(
             self._calls.embed(
@@ -72,7 +74,8 @@ class Client:
     ) -> dict[str, Value]:
         """Run any model: each keyword is one input, a list or array with one entry per item.
 
-        Returns each output by name: an array `[items, …]`, or a list per item where items differ in length or are strings.
+        Returns each output by name: an array `[items, …]`, or a list per item where items differ in length or are strings;
+        arrays are the caller's to change.
         Raises InvalidRequest, naming the input, when one does not fit what the model declares.
         """
         reply = self._run(
@@ -82,7 +85,7 @@ class Client:
         return {name: from_tensor(tensor) for name, tensor in reply.outputs.items()}
 
     def embed_request(self, texts: list[str], **options: Any) -> Reply:
-        """One embedding request with its reply's header (timings, per-item errors); options as `Calls.embed_request`."""
+        """One embedding request with its reply's header (timings, per-item errors); options as `Calls.embed_requests`."""
         return self._run(self._calls.embed_request(texts, **options))
 
     def infer_request(self, model: str, inputs: dict[str, Any], **options: Any) -> Reply:
@@ -93,32 +96,32 @@ class Client:
         """One request as the protocol has it; options as `Calls.request`."""
         return self._run(self._calls.request(inputs, **options))
 
-    def hello(self, *, refresh: bool = False) -> Hello:
+    def hello(self, *, refresh: bool = False, timeout_s: float | None = None) -> Hello:
         """Versions, limits and models of the daemon; kept until the connection changes or `refresh` asks anew."""
-        return self._run(self._calls.hello(refresh))
+        return self._run(self._calls.hello(refresh, timeout_s))
 
-    def status(self) -> Status:
+    def status(self, *, timeout_s: float | None = None) -> Status:
         """The daemon's state, load progress, engines, models and queue; answered while models load too."""
-        return self._run(self._calls.status())
+        return self._run(self._calls.status(timeout_s))
 
-    def metrics(self) -> str:
+    def metrics(self, *, timeout_s: float | None = None) -> str:
         """The daemon's metrics in Prometheus text format."""
-        return self._run(self._calls.metrics())
+        return self._run(self._calls.metrics(timeout_s))
 
-    def models(self) -> list[ModelInfo]:
+    def models(self, *, timeout_s: float | None = None) -> list[ModelInfo]:
         """The models that are served; the first is the default. Raises ModelLoading before any is ready."""
-        return self._run(self._calls.models())
+        return self._run(self._calls.models(timeout_s))
 
-    def model(self, name: str = "") -> ModelInfo:
+    def model(self, name: str = "", *, timeout_s: float | None = None) -> ModelInfo:
         """Facts of one model, "" for the default. Raises ModelNotFound naming those that are served."""
-        return self._run(self._calls.model(name))
+        return self._run(self._calls.model(name, timeout_s))
 
-    def tokenizer(self, model: str = "") -> TextTokenizer | None:
+    def tokenizer(self, model: str = "", *, timeout_s: float | None = None) -> TextTokenizer | None:
         """The model's tokenizer, fetched once per digest; None when `tokenizers` is not installed here.
 
         Raises UnsupportedOperation if the model takes no text.
         """
-        return self._run(self._calls.tokenizer(model))
+        return self._run(self._calls.tokenizer(model, timeout_s))
 
     def close(self) -> None:
         """Close this process's connection; the next call opens a new one."""

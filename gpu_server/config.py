@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
@@ -32,10 +33,14 @@ def setting(
     low: float | None = None,
     high: float | None = None,
     choices: tuple[str, ...] = (),
+    pattern: str = "",
     flag: bool = True,
 ) -> Any:
-    """Declare a setting: default, help text and allowed values. Flag, variable and key follow its name."""
-    about = {"help": text, "low": low, "high": high, "choices": choices, "flag": flag}
+    """Declare a setting: default, help text and allowed values. Flag, variable and key follow its name.
+
+    pattern: a regular expression for the whole value; the help text must say the same, errors quote it.
+    """
+    about = {"help": text, "low": low, "high": high, "choices": choices, "pattern": pattern, "flag": flag}
     return field(default=default, metadata=about)
 
 
@@ -77,7 +82,9 @@ class LimitsConfig:
 class EngineConfig:
     """The engine process and the batches it runs."""
 
-    device: str = setting("auto", "cuda, cuda:N, cpu, or auto: the first GPU if there is one")
+    device: str = setting(
+        "auto", "auto (the first GPU if there is one), cpu, cuda or cuda:N", pattern=r"auto|cpu|cuda(:\d+)?"
+    )
     max_batch_tokens: int = setting(16_384, "most that one batch may cost", low=1, high=1 << 30)
     max_batch_items: int = setting(2048, "most items in one batch", low=1, high=1 << 20)
     batches_in_flight: int = setting(2, "batches sent to the engine before the first answers", low=1, high=8)
@@ -218,6 +225,8 @@ def parse(raw: Any, kind: type, origin: str, about: Mapping[str, Any]) -> Any:
         raise ConfigError(
             f"{origin}: {value!r} is not one of {', '.join(c or '(empty)' for c in about['choices'])}"
         )
+    if about["pattern"] and not re.fullmatch(about["pattern"], str(value)):
+        raise ConfigError(f"{origin}: {value!r} is not {about['help']}")
     low, high = about["low"], about["high"]
     if (low is not None and not value >= low) or (high is not None and not value <= high):
         raise ConfigError(f"{origin}: {value} is outside {low} … {high}")

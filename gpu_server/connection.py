@@ -39,6 +39,8 @@ CONNECT_TIMEOUT_S = 1.0
 DEADLINE_SLACK_S = 0.05
 MAX_PENDING = 65_536
 MAX_TIMEOUT_S = 86_400.0
+_MIN_SWEEP = 1024
+_serials = itertools.count()
 _EVENTS = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
 
 
@@ -62,11 +64,13 @@ class Connection:
     """Sends requests and matches replies; every call ends by its deadline, whatever happens to the daemon.
 
     Must be used only in the process that made it. `late_replies` counts answers that came after their call had ended.
+    `serial` is this connection's alone in its process; `generation` grows with each loss of the daemon.
     """
 
     def __init__(self, endpoint: str) -> None:
         endpoints.check(endpoint)
         self.endpoint = endpoint
+        self.serial = next(_serials)
         self.generation = 0
         self.late_replies = 0
         self._zmq = _zmq_for_this_process()
@@ -86,6 +90,7 @@ class Connection:
         self._wake_write.setblocking(False)
         self._armed = False
         self._up = False
+        self._checked = False
         self._closing = False
         self._down_since = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="gpu-server-client", daemon=True)
@@ -96,8 +101,9 @@ class Connection:
 
         Raises Unavailable or EndpointForbidden at once when there is no socket to connect to.
         """
-        if not self._up:
+        if not (self._up and self._checked):
             endpoints.check_reachable(self.endpoint)
+            self._checked = True
         if len(self._calls) >= MAX_PENDING:
             raise Overloaded(f"{MAX_PENDING} requests of this process are already pending")
         header.id = next(self._ids).to_bytes(8, "little")
@@ -132,12 +138,16 @@ class Connection:
         if self._thread is not threading.current_thread():
             self._thread.join(timeout=2)
 
+    def abandon(self) -> None:
+        """End the I/O thread without waiting; takes no lock, so it may run inside a garbage collection."""
+        self._closing = True
+        self._wake()
+
     def _on_done(self, request_id: bytes, future: Future[Reply]) -> None:
         """Withdraw a request whose future the caller cancelled."""
         if not future.cancelled():
             return
-        with self._lock:
-            call = self._calls.pop(request_id, None)
+        call = self._take(request_id)
         if call is not None and call.sent:
             self._cancels.append(request_id)
             self._wake()
@@ -219,7 +229,7 @@ class Connection:
             if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 self._up = True
             elif event == zmq.EVENT_DISCONNECTED and self._up:
-                self._up = False
+                self._up = self._checked = False
                 self._down_since = time.monotonic()
                 self.generation += 1
                 lost = Unavailable(f"connection to {self.endpoint} was lost", {"endpoint": self.endpoint})
@@ -263,8 +273,7 @@ class Connection:
             self._finish(request_id, Unavailable(hint, {"endpoint": self.endpoint}))
 
     def _finish(self, request_id: bytes, outcome: Reply | Exception) -> None:
-        with self._lock:
-            call = self._calls.pop(request_id, None)
+        call = self._take(request_id)
         if call is None:
             self.late_replies += not request_id.startswith(b"c")
             return
@@ -273,6 +282,15 @@ class Connection:
                 call.future.set_result(outcome)
             else:
                 call.future.set_exception(outcome)
+
+    def _take(self, request_id: bytes) -> _Call | None:
+        with self._lock:
+            call = self._calls.pop(request_id, None)
+            # Most are answered long before their deadline: cheaper to sweep them out now and then than one by one.
+            if len(self._deadlines) > max(_MIN_SWEEP, 4 * len(self._calls)):
+                self._deadlines = [entry for entry in self._deadlines if entry[1] in self._calls]
+                heapq.heapify(self._deadlines)
+            return call
 
     def _fail_all(self, error: RemoteError, only_sent: bool = False) -> None:
         with self._lock:
@@ -358,3 +376,8 @@ class PerProcess:
         if self._pid == os.getpid() and self._connection is not None:
             self._connection.close()
             self._connection = None
+
+    def abandon(self) -> None:
+        """Let go of this process's connection without waiting; of one from before a fork it touches nothing."""
+        if self._pid == os.getpid() and self._connection is not None:
+            self._connection.abandon()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import stat
 import tempfile
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -53,10 +54,11 @@ def check(endpoint: str) -> None:
 
 
 def check_reachable(endpoint: str) -> None:
-    """Say at once what a connect could only time out on: raises Unavailable or EndpointForbidden."""
+    """Say at once what a connect could only time out on, or should not trust: raises Unavailable or EndpointForbidden."""
     path = ipc_path(endpoint)
     if path is None:
         return
+    _check_owner(path.parent)
     if os.access(path, os.R_OK | os.W_OK):
         return
     try:
@@ -72,12 +74,28 @@ def check_reachable(endpoint: str) -> None:
     )
 
 
+def _check_owner(folder: Path) -> None:
+    """Everyone can write in /tmp: another user may have taken the private folder's name there first."""
+    if folder != _private_folder():
+        return
+    try:
+        info = folder.lstat()
+    except OSError:
+        return
+    if not stat.S_ISDIR(info.st_mode) or info.st_uid not in (os.getuid(), 0):
+        raise EndpointForbidden(
+            f"the socket's folder {folder} is not a folder of this user; another may have made it",
+            {"folder": str(folder)},
+        )
+
+
+def _private_folder() -> Path:
+    return Path(tempfile.gettempdir()) / f"gpu-server-{os.getuid()}"
+
+
 def _user_socket() -> Path:
     runtime = os.environ.get("XDG_RUNTIME_DIR")
-    folder = (
-        Path(runtime) / "gpu-server" if runtime else Path(tempfile.gettempdir()) / f"gpu-server-{os.getuid()}"
-    )
-    return folder / SOCKET_NAME
+    return (Path(runtime) / "gpu-server" if runtime else _private_folder()) / SOCKET_NAME
 
 
 def _check_tcp(endpoint: str) -> None:

@@ -137,7 +137,7 @@ class UnsupportedVersion(RemoteError):
 class UnsupportedOperation(RemoteError):
     """The operation is unknown, or the model does not offer it."""
 
-    code, http_status = "unsupported_operation", 424
+    code, http_status, exit_code = "unsupported_operation", 424, 67
 
 
 class ModelNotFound(RemoteError):
@@ -190,7 +190,7 @@ class InternalError(RemoteError):
 class ModelLoading(RemoteError):
     """The model is not ready yet."""
 
-    code, http_status, retryable = "model_loading", 503, True
+    code, http_status, retryable, exit_code = "model_loading", 503, True, 3
 
 
 class ShuttingDown(RemoteError):

@@ -6,6 +6,7 @@ import ast
 import importlib.util
 import re
 import sys
+from collections import Counter
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import Literal
@@ -15,6 +16,9 @@ from gpu_server.errors import ConfigError, MissingDependency, ModelClassError, M
 Kind = Literal["default", "class", "folder", "hub"]
 
 DEFAULT_NAME = "sentence-transformers/all-MiniLM-L6-v2"
+INSTALL_SERVER = "install gpu-server with its server extra: pip install '.[server]' in the clone"
+_PACKAGES = ("torch", "tokenizers", "prometheus_client")
+_TEXT_PACKAGES = ("transformers",)
 _CLASS = re.compile(r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
 _HUB = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
 
@@ -25,6 +29,8 @@ def kind_of(source: str) -> Kind:
         return "default"
     if _CLASS.match(source):
         return "class"
+    if source.endswith(".py") and not Path(source).is_dir():
+        raise ModelClassError(f"{source!r} is a file, not a class; did you mean {Path(source).stem}:Class?")
     if source.startswith(("/", "./", "../", "~")) or Path(source).is_dir():
         return "folder"
     if ":" in source:
@@ -46,13 +52,8 @@ def name_of(source: str) -> str:
 
 def check(source: str) -> None:
     """Refuse what cannot work before any process is started. Raises a ConfigError with one clear line."""
-    for package, needs in (
-        ("torch", "gpu-server-daemon[server]"),
-        ("transformers", "gpu-server-daemon[server]"),
-    ):
-        kind = kind_of(source)
-        if (package == "torch" or kind != "class") and importlib.util.find_spec(package) is None:
-            raise MissingDependency(f"{package} is not installed: pip install '{needs}'")
+    check_packages(source)
+    kind = kind_of(source)
     if kind == "class":
         _check_class(source)
     elif kind == "folder":
@@ -61,6 +62,13 @@ def check(source: str) -> None:
             raise ModelFolderMissing(f"model folder {folder} does not exist")
         if not (folder / "config.json").is_file():
             raise ModelFolderMissing(f"model folder {folder} has no config.json")
+
+
+def check_packages(source: str) -> None:
+    """Refuse to serve where a package of the `server` extra is missing. Raises MissingDependency with what to install."""
+    for package in _PACKAGES if kind_of(source) == "class" else (*_PACKAGES, *_TEXT_PACKAGES):
+        if importlib.util.find_spec(package) is None:
+            raise MissingDependency(f"{package} is not installed; {INSTALL_SERVER}")
 
 
 def _check_class(source: str) -> None:
@@ -76,6 +84,9 @@ def _check_class(source: str) -> None:
     if name not in bound and not open_ended:
         found = f"; it defines: {', '.join(classes)}" if classes else "; it defines no class"
         raise ModelClassError(f"module {module!r} ({spec.origin}) has no class {name!r}{found}")
+    if not open_ended and bound[name] == 1:
+        for method in _surely_missing(tree, name, bound):
+            raise ModelClassError(f"{source}: class {name!r} ({spec.origin}) has no method {method}()")
 
 
 def _find(module: str) -> ModuleSpec:
@@ -99,23 +110,49 @@ def _find(module: str) -> ModuleSpec:
     return spec
 
 
-def _names(tree: ast.Module) -> tuple[set[str], list[str], bool]:
-    """Names a module binds at its top level, its classes, and whether more may come (star import, `__getattr__`)."""
-    bound: set[str] = set()
+def _surely_missing(tree: ast.Module, name: str, bound: Counter[str]) -> list[str]:
+    """Which of `load` and `forward` the class has not; none where a base, a decorator or an assignment may add them."""
+    found = [n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == name]
+    if not found or found[0].decorator_list or found[0].keywords:
+        return []
+    plain = {
+        alias.asname or alias.name
+        for node in tree.body
+        if isinstance(node, ast.ImportFrom) and node.module == "gpu_server"
+        for alias in node.names
+        if alias.name == "Model" and bound[alias.asname or alias.name] == 1
+    }
+    if any(not isinstance(base, ast.Name) or base.id not in plain for base in found[0].bases):
+        return []
+    outside = {
+        n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Store)
+    }
+    called = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)}
+    if called & {"setattr", "exec", "locals", "vars"}:
+        return []
+    own = set(_names(found[0])[0]) | {
+        n.name for n in ast.walk(found[0]) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)
+    }
+    return [method for method in ("load", "forward") if method not in own | outside]
+
+
+def _names(tree: ast.AST) -> tuple[Counter[str], list[str], bool]:
+    """Names bound in a module or class, its classes, and whether more may come (star import, `__getattr__`)."""
+    bound: Counter[str] = Counter()
     classes: list[str] = []
     open_ended = False
     for node in ast.walk(tree):
         if isinstance(node, ast.ClassDef):
             classes.append(node.name)
-            bound.add(node.name)
+            bound[node.name] += 1
         elif isinstance(node, ast.FunctionDef):
             open_ended |= node.name == "__getattr__"
         elif isinstance(node, ast.Import | ast.ImportFrom):
             for alias in node.names:
                 open_ended |= alias.name == "*"
-                bound.add((alias.asname or alias.name).split(".")[0])
+                bound[(alias.asname or alias.name).split(".")[0]] += 1
         elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-            bound.add(node.id)
+            bound[node.id] += 1
     return bound, classes, open_ended
 
 

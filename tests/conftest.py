@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import zmq
 from running_daemon import RunningDaemon, StartDaemon
 
 
@@ -27,6 +28,15 @@ def own_endpoint(monkeypatch: pytest.MonkeyPatch, socket_folder: Path) -> str:
     endpoint = f"ipc://{socket_folder}/s"
     monkeypatch.setenv("GPU_SERVER_ENDPOINT", endpoint)
     return endpoint
+
+
+@pytest.fixture
+def silent(own_endpoint: str) -> Iterator[str]:
+    """An endpoint where requests are taken and nothing is ever answered."""
+    with zmq.Context() as context, context.socket(zmq.ROUTER) as socket:
+        socket.linger = 0
+        socket.bind(own_endpoint)
+        yield own_endpoint
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from gpu_server.errors import Unavailable
 from gpu_server.wire.documents import Status
 
 ROOT = Path(__file__).parents[1]
+COMMAND = Path(sys.executable).with_name("gpu-server")
 MODELS = ROOT / "tests" / "integration" / "models"
 WAIT_S = 60.0
 
@@ -58,15 +59,22 @@ def alive(pid: int) -> bool:
 
 
 class RunningDaemon:
-    """`gpu-server start ARGUMENTS`, its client and its log. `folder` is searched for model modules."""
+    """`gpu-server start ARGUMENTS`, its client and its log. `folder` is searched for model modules.
 
-    def __init__(self, endpoint: str, *arguments: str, folder: Path = MODELS, **env: str) -> None:
+    installed: by the installed command and without PYTHONPATH, as users start it; else from this checkout.
+    """
+
+    def __init__(
+        self, endpoint: str, *arguments: str, folder: Path = MODELS, installed: bool = False, **env: str
+    ) -> None:
         self.endpoint = endpoint
         self._log = tempfile.NamedTemporaryFile("w+", prefix="gs-log-")  # noqa: SIM115 - lives as long as the daemon
+        command = [str(COMMAND)] if installed else [sys.executable, "-m", "gpu_server"]
+        path = {"PYTHONPATH": ""} if installed else {}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "gpu_server", "start", *arguments],
+            [*command, "start", *arguments],
             cwd=folder,
-            env=clean_environment(GPU_SERVER_ENDPOINT=endpoint, **env),
+            env=clean_environment(GPU_SERVER_ENDPOINT=endpoint, **path, **env),
             stderr=self._log,
         )
         self.client = Client(endpoint, timeout_s=30)

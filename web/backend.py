@@ -8,21 +8,21 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from flask import current_app
+from flask import Flask, current_app
 
 from gpu_server.calls import Params, Priority, Vectors, embed_params, raise_item_errors
 from gpu_server.client import Client
 from gpu_server.connection import Reply
+from gpu_server.deadline import Deadline
 from gpu_server.errors import (
-    DeadlineExceeded,
     InvalidRequest,
     MissingDependency,
     StaleTokenizer,
     UnsupportedOperation,
 )
 from gpu_server.tokenizing import Direction
-from gpu_server.wire import Tensor, Timing
-from gpu_server.wire.documents import ModelInfo, Status, from_json
+from gpu_server.wire import Limits, Tensor, Timing
+from gpu_server.wire.documents import ModelInfo, Status
 from web.inputs import Item, token_ids
 from web.settings import Settings
 
@@ -58,33 +58,45 @@ class Embedded:
     total_s: float
 
 
-class Backend:
-    """Calls of the routes; every one ends within `settings.timeout_s` with a result or a RemoteError."""
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """What the requests of one app have in common."""
 
-    def __init__(self, client: Client, settings: Settings) -> None:
-        self.client = client
-        self.settings = settings
+    client: Client
+    settings: Settings
+
+
+class Backend:
+    """The calls of one HTTP request; all together end by its deadline, each with a result or a RemoteError."""
+
+    def __init__(self, shared: Shared, deadline: Deadline) -> None:
+        self.client = shared.client
+        self.settings = shared.settings
+        self.deadline = deadline
 
     def status(self) -> Status:
         """The daemon's state, asked beside the inference queue."""
-        reply = self.client.request(op="status", timeout_s=ASK_TIMEOUT_S)
-        return from_json(Status, reply.outputs["document"].strings()[0])
+        return self.client.status(timeout_s=self.deadline.left(ASK_TIMEOUT_S))
 
     def metrics(self) -> str:
         """The daemon's metrics as Prometheus text."""
-        reply = self.client.request(op="metrics", timeout_s=ASK_TIMEOUT_S)
-        return reply.outputs["metrics"].strings()[0]
+        return self.client.metrics(timeout_s=self.deadline.left(ASK_TIMEOUT_S))
+
+    def limits(self) -> Limits:
+        """What the daemon takes in one request."""
+        return self.client.hello(timeout_s=self.deadline.left()).limits
+
+    def models(self) -> list[ModelInfo]:
+        """The served models, the default first. Raises ModelLoading before any is ready."""
+        return self.client.models(timeout_s=self.deadline.left())
 
     def model(self, name: str) -> ModelInfo:
-        """The served model of that name, or whose name's last path component it is; raises ModelNotFound."""
-        names = [info.name for info in self.client.models()]
-        if name not in names:
-            name = next((full for full in names if full.rpartition("/")[2] == name), name)
-        return self.client.model(name)
+        """The served model of that name, or whose name ends in it after a «/»; raises ModelNotFound."""
+        return self.client.model(name, timeout_s=self.deadline.left())
 
     def embedding_model(self, name: str = "") -> ModelInfo:
         """The embedding model of that name, "" for the first. Raises UnsupportedOperation where it is none."""
-        infos = [self.model(name)] if name else self.client.models()
+        infos = [self.model(name)] if name else self.models()
         for info in infos:
             if info.kind == "embedding":
                 return info
@@ -98,11 +110,11 @@ class Backend:
         try:
             return self._embed(job, info, started)
         except StaleTokenizer:
-            self.client.hello(refresh=True)
-            return self._embed(job, self.client.model(info.name), started)
+            self.client.hello(refresh=True, timeout_s=self.deadline.left())
+            return self._embed(job, self.model(info.name), started)
 
     def _embed(self, job: EmbedJob, info: ModelInfo, started: float) -> Embedded:
-        tokenizer = self.client.tokenizer(info.name)
+        tokenizer = self.client.tokenizer(info.name, timeout_s=self.deadline.left())
         if tokenizer is None:
             raise MissingDependency("tokenising needs the package tokenizers: pip install tokenizers")
         begun = time.monotonic()
@@ -113,7 +125,7 @@ class Backend:
             model=info.name,
             params=embed_params(job.normalize, job.dimensions),
             digest=tokenizer.info.digest,
-            timeout_s=self._left(started),
+            timeout_s=self.deadline.left(),
             traceparent=job.traceparent,
         )
         raise_item_errors(reply)
@@ -135,7 +147,6 @@ class Backend:
         inputs: Mapping[str, Any],
         params: Params,
         priority: Priority,
-        timeout_s: float | None,
         traceparent: str,
     ) -> Reply:
         """Run any model on Python values."""
@@ -144,12 +155,12 @@ class Backend:
             dict(inputs),
             params=params,
             priority=priority,
-            timeout_s=min(timeout_s or self.settings.timeout_s, self.settings.timeout_s),
+            timeout_s=self.deadline.left(),
             traceparent=traceparent,
         )
 
     def _check(self, job: EmbedJob, info: ModelInfo) -> None:
-        limit = self.client.hello().limits.max_items
+        limit = self.limits().max_items
         if len(job.items) > limit:
             raise InvalidRequest(
                 f"{job.field}: {len(job.items)} items exceed max_items = {limit}",
@@ -161,22 +172,27 @@ class Backend:
                 {"field": "dimensions"},
             )
 
-    def _left(self, started: float) -> float:
-        left = started + self.settings.timeout_s - time.monotonic()
-        if left <= 0:
-            raise DeadlineExceeded("the deadline passed before the request could be sent")
-        return left
+
+def register(app: Flask, client: Client, settings: Settings) -> None:
+    """Give `app` its client and settings."""
+    app.extensions["gpu_server"] = Shared(client, settings)
 
 
-def backend() -> Backend:
-    """The backend of the current app."""
-    found: Backend = current_app.extensions["gpu_server"]
-    return found
+def backend(timeout_s: float | None = None) -> Backend:
+    """A backend for the current HTTP request, which has `settings.timeout_s` from now, or `timeout_s` if that is less."""
+    shared = _shared()
+    most = shared.settings.timeout_s
+    return Backend(shared, Deadline.after(most if timeout_s is None else min(timeout_s, most)))
 
 
 def get_client() -> Client:
     """The client of the current app, for routes of your own."""
-    return backend().client
+    return _shared().client
+
+
+def _shared() -> Shared:
+    found: Shared = current_app.extensions["gpu_server"]
+    return found
 
 
 def _vectors(reply: Reply) -> Vectors:

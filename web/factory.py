@@ -7,8 +7,7 @@ from flask import Flask
 from gpu_server import tokenizing
 from gpu_server.client import Client
 from gpu_server.errors import MissingDependency
-from web import context, errors
-from web.backend import Backend
+from web import backend, context, errors
 from web.routes import generic, health, openai, tei
 from web.settings import Settings
 
@@ -20,11 +19,13 @@ def create_app(client: Client | None = None, settings: Settings | None = None) -
     Raises ConfigError on a bad setting or endpoint, MissingDependency without `tokenizers`.
     """
     if not tokenizing.available():
-        raise MissingDependency("web needs the package tokenizers: pip install 'gpu-server-daemon[web]'")
+        raise MissingDependency(
+            "web needs the package tokenizers; install gpu-server with its web extra: pip install '.[web]' in the clone"
+        )
     settings = settings or Settings.from_env()
     app = Flask("web", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
-    app.extensions["gpu_server"] = Backend(client or Client(timeout_s=settings.timeout_s), settings)
+    backend.register(app, client or Client(timeout_s=settings.timeout_s), settings)
     context.register(app)
     errors.register(app)
     for routes in (tei, openai, generic, health):

@@ -15,6 +15,10 @@ Int64 = Annotated[int, Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
 Parameters = Annotated[dict[str, bool | Int64 | float | str], Meta(max_length=16)]
 
 
+Rows = Annotated[list[Any], Meta(max_length=4096)]
+"""One entry per item: as many as any daemon's `max_items`."""
+
+
 class EmbedRequest(msgspec.Struct):
     """POST /embed, as TEI takes it; null means the default throughout."""
 
@@ -39,7 +43,7 @@ class EmbeddingsRequest(msgspec.Struct):
 class InferRequest(msgspec.Struct):
     """POST /v1/models/<model>/infer: one list per input, with one entry per item."""
 
-    inputs: dict[str, list[Any]]
+    inputs: dict[str, Rows]
     parameters: Parameters = {}
     priority: Literal[0, 1, 2] = 1
     timeout_ms: Annotated[int, Meta(ge=1, le=86_400_000)] | None = None

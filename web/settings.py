@@ -19,7 +19,7 @@ class Settings:
     timeout_s: float = setting(
         25.0, "seconds a request may take before it is a 504; below Gunicorn's timeout", low=0.1, high=3600
     )
-    max_body_bytes: int = setting(16 << 20, "bytes of a request body", low=1024, high=1 << 31)
+    max_body_bytes: int = setting(8 << 20, "bytes of a request body", low=1024, high=1 << 31)
     torch_guard: str = setting(
         "error", "what an import of torch and the like does in a worker", choices=MODES
     )

@@ -21,9 +21,12 @@ def embed(endpoint, texts):
     frames = [msgpack.packb(header), b"".join(data), struct.pack(f"<{len(offsets)}i", *offsets)]
     with zmq.Context() as context, context.socket(zmq.REQ) as socket:
         socket.linger, socket.rcvtimeo = 0, 6000
-        socket.connect(endpoint)
-        socket.send_multipart(frames)
-        answer, *tensors = socket.recv_multipart()
+        try:
+            socket.connect(endpoint)
+            socket.send_multipart(frames)
+            answer, *tensors = socket.recv_multipart()
+        except zmq.ZMQError as error:
+            raise SystemExit(f"no answer from {endpoint} ({error}); see `gpu-server status`") from None
     reply = msgpack.unpackb(answer)
     if "error" in reply:
         raise SystemExit(f"{reply['error']['code']}: {reply['error']['message']}")
@@ -32,5 +35,7 @@ def embed(endpoint, texts):
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 3:
+        raise SystemExit(__doc__)
     for vector in embed(sys.argv[1], sys.argv[2:]):
         print(len(vector), [round(x, 4) for x in vector[:4]])

@@ -9,7 +9,7 @@ from typing import Any
 import click
 import msgspec
 
-from gpu_server import config
+from gpu_server import config, source
 from gpu_server.cli import options
 
 WIDTH = 24
@@ -28,6 +28,8 @@ def command() -> None:
 def forward(model: str, shape: str, as_json: bool, **flags: Any) -> None:
     """Load MODEL in this process and time its batches, its latency and the device's matmul ceiling."""
     settings = config.load(flags=flags).engine
+    source.search_current_folder()
+    source.check(model)
     report = import_module("gpu_server.engine.bench").run(model, shape, settings, show)
     show("", 1.0)
     click.echo(msgspec.json.encode(report).decode() if as_json else table(report))

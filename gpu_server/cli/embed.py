@@ -6,6 +6,8 @@ import click
 import msgspec
 
 from gpu_server.cli import options
+from gpu_server.client import Client
+from gpu_server.errors import ModelLoading
 
 
 @click.command("embed")
@@ -15,5 +17,16 @@ from gpu_server.cli import options
 def command(texts: tuple[str, ...], endpoint: str | None, model: str) -> None:
     """Print the embedding of each TEXT as one JSON array per line."""
     with options.client(endpoint) as client:
-        for row in client.embed(texts, model=model):
+        try:
+            rows = client.embed(texts, model=model)
+        except ModelLoading:
+            raise _loading(client) from None
+        for row in rows:
             click.echo(msgspec.json.encode([round(float(x), 6) for x in row]).decode())
+
+
+def _loading(client: Client) -> ModelLoading:
+    """The error with how far the load is."""
+    status = client.status()
+    done = f"{status.phase}, {status.progress:.0%}" if status.phase else status.state
+    return ModelLoading(f"the models are still loading ({done}); watch it with: gpu-server status")

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from gpu_server import config, logs
+from gpu_server import config, logs, source
 from gpu_server.cli import options
 from gpu_server.wire.documents import Status
 
@@ -28,9 +28,13 @@ def command(models: tuple[str, ...], path: Path | None, **flags: Any) -> None:
     MODEL is pkg.module:Class, a folder, or a hub id; without one all-MiniLM-L6-v2 is served. SIGTERM or Ctrl-C finishes what
     was accepted, then stops; a second one stops at once.
     """
+    settings = config.load(path, flags, models)
+    for model in settings.models or (config.ModelConfig(),):
+        source.check_packages(model.source)
+    # After the check: the daemon imports packages of the server extra.
     from gpu_server.daemon.server import Daemon
 
-    settings = config.load(path, flags, models)
+    source.search_current_folder()
     logs.setup(settings.server.log_level, settings.server.log_format, "daemon")
     sys.exit(Daemon(settings, Progress()).run())
 

@@ -16,16 +16,21 @@ from gpu_server.errors import (
     UnsupportedOperation,
 )
 from gpu_server.wire import RequestHeader, Tensor, Tensors
-from gpu_server.wire.documents import InputInfo, ModelInfo
+from gpu_server.wire.documents import InputInfo, ModelInfo, answers_to
 
 TEXT_PARAMS = frozenset({"truncate", "truncation_direction", "prompt_name"})
 
 
 def find_model(name: str, models: Mapping[str, ModelInfo], phase: str) -> ModelInfo:
-    """The model of that name, "" for the first; raises ModelLoading before any is loaded, ModelNotFound after."""
+    """The model of that name (or whose name ends in it after a «/»), "" for the first.
+
+    Raises ModelLoading before any is loaded, ModelNotFound after.
+    """
     if not models:
         raise ModelLoading(f"the models are still loading ({phase})", {"phase": phase})
     info = models.get(name) if name else next(iter(models.values()))
+    if info is None:
+        info = next((known for known in models.values() if answers_to(known, name)), None)
     if info is None:
         raise ModelNotFound(
             f"model {name!r} is not served; served: {', '.join(models)}", {"models": list(models)}

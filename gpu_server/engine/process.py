@@ -17,6 +17,7 @@ from gpu_server import endpoint as endpoints
 from gpu_server import logs
 from gpu_server.engine import parent
 from gpu_server.errors import ConfigError, DeviceLost, EngineStartFailed, GPUServerError, MissingDependency
+from gpu_server.source import INSTALL_SERVER
 from gpu_server.wire.events import EngineSpec, Event, pack, unpack_spec
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def _start(spec: EngineSpec, pipe: Connection, socket: zmq.Socket[bytes]) -> Eng
 
     progress("importing torch", 0.02)
     if importlib.util.find_spec("torch") is None:
-        raise MissingDependency("torch is not installed: pip install 'gpu-server-daemon[server]'")
+        raise MissingDependency(f"torch is not installed; {INSTALL_SERVER}")
     from gpu_server.engine import device as devices
     from gpu_server.engine.loader import LoadedModel, load
     from gpu_server.engine.server import EngineServer

@@ -51,6 +51,11 @@ class ModelInfo(msgspec.Struct, omit_defaults=True, kw_only=True):
     runs: str = ""
 
 
+def answers_to(info: ModelInfo, name: str) -> bool:
+    """Whether a model is meant by `name`: its own name, or what follows the last «/» of it."""
+    return name in (info.name, info.name.rpartition("/")[2])
+
+
 class Hello(msgspec.Struct, kw_only=True):
     """What a client learns first: versions, limits and models."""
 

@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 from running_daemon import ROOT
 
+from gpu_server.source import INSTALL_SERVER
+
 pytestmark = pytest.mark.slow
 
 PIP = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
@@ -92,6 +94,13 @@ def test_the_base_install_imports_the_client(python: Path, folder: Path) -> None
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.startswith(str(folder / "env"))
     assert ran.stdout.endswith("False\n")
+
+
+def test_the_base_install_cannot_serve_and_says_what_to_install(python: Path, folder: Path) -> None:
+    for arguments in ([], ["module:Class"]):
+        asked = run(python.with_name("gpu-server"), "start", *arguments, cwd=folder)
+        (line,) = asked.stderr.splitlines()
+        assert (asked.returncode, line) == (71, f"gpu-server: torch is not installed; {INSTALL_SERVER}")
 
 
 def test_the_base_install_has_the_command(python: Path, folder: Path) -> None:

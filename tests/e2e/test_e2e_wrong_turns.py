@@ -34,7 +34,7 @@ WRONG: dict[str, tuple[str, Any, int, list[str]]] = {
     "too many items": ("/embed", {"inputs": ["a"] * 2049}, 422, ["2049", "max_items = 2048"]),
     "too many ids": (INFER, {"inputs": {"input_ids": [[1]] * 2049}}, 413, ["2049", "max_items = 2048"]),
     "too long": ("/embed", {"inputs": "a " * 300, "truncate": False}, 422, ["max_length = 256"]),
-    "too large": ("/embed", b" " * (16 << 20) + b"1", 413, ["GPU_SERVER_WEB_MAX_BODY_BYTES", str(16 << 20)]),
+    "too large": ("/embed", b" " * (8 << 20) + b"1", 413, ["GPU_SERVER_WEB_MAX_BODY_BYTES", str(8 << 20)]),
     "unknown id": (INFER, {"inputs": {"input_ids": [[101, 1 << 20]]}}, 422, ["token id", "30521"]),
     "wrong input name": (INFER, {"inputs": {"ids": [[101]]}}, 422, ["input_ids"]),
 }

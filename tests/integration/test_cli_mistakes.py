@@ -12,9 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from running_daemon import MODELS, ROOT, clean_environment
+from running_daemon import COMMAND, MODELS, ROOT, clean_environment
 
 from gpu_server.daemon.instance import Instance
+from gpu_server.source import INSTALL_SERVER
 from gpu_server.testing import FakeServer
 
 pytestmark = pytest.mark.slow
@@ -29,11 +30,11 @@ def children_cpu_s() -> float:
 
 
 def run(*arguments: str, **env: str) -> tuple[int, str]:
-    """Exit code and stderr; checks what holds for every mistake."""
+    """Exit code and stderr of the installed command; checks what holds for every mistake."""
     before = children_cpu_s()
     done = subprocess.run(
-        [sys.executable, "-m", "gpu_server", *arguments],
-        cwd=MODELS, env=clean_environment(**env), capture_output=True, text=True, timeout=30,
+        [COMMAND, *arguments],
+        cwd=MODELS, env=clean_environment(PYTHONPATH="", **env), capture_output=True, text=True, timeout=30,
     )  # fmt: skip
     assert "Traceback" not in done.stderr
     assert len(done.stderr.splitlines()) == 1
@@ -53,6 +54,8 @@ def run(*arguments: str, **env: str) -> tuple[int, str]:
         (["status", "--endpoint", "tcp://127.0.0.1:9"], 69, "no gpu-server daemon answers at tcp://127.0.0.1:9"),
         (["start", "nowhere:Model"], 65, "module 'nowhere' was not found"),
         (["start", "served_models:Nope"], 65, "has no class 'Nope'; it defines: Numbers, Network"),
+        (["start", "served_models.py"], 65, "did you mean served_models:Class?"),
+        (["start", "served_models:Numbers", "--device", "tpu"], 78, "--device: 'tpu' is not auto"),
         (["start", "a:b:c"], 65, "'a:b:c' is not module:Class"),
         (["start", "/nonexistent/model"], 66, "model folder /nonexistent/model does not exist"),
         (["start", "."], 66, "has no config.json"),
@@ -147,5 +150,5 @@ def test_torch_that_is_not_installed(site_without_torch: Path) -> None:
         cwd=MODELS, env=clean_environment() | {"PYTHONPATH": f"{ROOT}:{site_without_torch}"},
         capture_output=True, text=True, timeout=30,
     )  # fmt: skip
-    expected = "gpu-server: torch is not installed: pip install 'gpu-server-daemon[server]'\n"
+    expected = f"gpu-server: torch is not installed; {INSTALL_SERVER}\n"
     assert (done.returncode, done.stderr) == (71, expected)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Iterator
 
 import numpy as np
@@ -14,6 +15,7 @@ from gpu_server.aio import AsyncClient
 from gpu_server.client import Client
 from gpu_server.errors import DeadlineExceeded, InvalidRequest, ModelNotFound, Unavailable
 from gpu_server.testing import FakeModel, FakeServer, embedding_model
+from gpu_server.wire import Tensor
 from gpu_server.wire.documents import ModelInfo
 
 
@@ -43,6 +45,15 @@ def test_answers_are_those_of_the_client(server: FakeServer) -> None:
             assert (await client.model("echo")).name == "echo"
             assert (await client.status()).state == (await client.hello()).state == "ready"
             assert "gpu_server_fake" in await client.metrics()
+            tokenizer = await client.tokenizer()
+            assert tokenizer is not None
+            assert tokenizer.info.max_length == 64
+            embedded = await client.embed_request(["a", "b"], params={"dimensions": 8})
+            np.testing.assert_allclose(embedded.outputs["embedding"].to_numpy(), expected, rtol=1e-6)
+            echoed = await client.infer_request("echo", {"x": [1, 2]}, priority=0)
+            assert echoed.outputs["x"].to_numpy().tolist() == [1, 2]
+            sent = await client.request({"x": Tensor.from_strings(["a"])}, model="echo")
+            assert sent.outputs["x"].strings() == ["a"]
 
     with Client(server.endpoint) as blocking:
         expected = blocking.embed(["a", "b"])
@@ -72,6 +83,25 @@ def test_errors_are_raised_where_they_are_awaited(server: FakeServer) -> None:
                 await client.embed("a")
 
     asyncio.run(work())
+
+
+def test_one_deadline_holds_where_the_server_is_silent(silent: str) -> None:
+    async def work() -> None:
+        async with AsyncClient(silent) as client:
+            started = time.monotonic()
+            with pytest.raises(DeadlineExceeded):
+                await client.embed("a", timeout_s=0.3)
+            assert 0.3 <= time.monotonic() - started < 2
+
+    asyncio.run(work())
+
+
+def test_a_dropped_client_leaves_no_thread(server: FakeServer) -> None:
+    async def work() -> None:
+        await AsyncClient(server.endpoint).hello()
+
+    asyncio.run(work())
+    until(lambda: "gpu-server-client" not in {t.name for t in threading.enumerate()}, "its thread's end", 10)
 
 
 def test_a_cancelled_task_cancels_its_request(server: FakeServer) -> None:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import gc
+import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import msgspec
 import numpy as np
 import pytest
 from running_daemon import until
 
-from gpu_server.calls import raise_item_errors
+from gpu_server.calls import raise_item_errors, to_tensors
 from gpu_server.client import Client
-from gpu_server.connection import Reply
+from gpu_server.connection import PerProcess, Reply
 from gpu_server.errors import (
     DeadlineExceeded,
     EndpointError,
@@ -84,6 +86,35 @@ def test_any_number_of_texts_goes_in_requests_the_server_takes() -> None:
         assert server.requests["infer"] == 4
 
 
+@pytest.mark.parametrize("tokenised", [True, False])
+def test_texts_are_split_by_bytes_too(monkeypatch: pytest.MonkeyPatch, tokenised: bool) -> None:
+    model = embedding_model()
+
+    def embed(inputs: dict[str, Tensor], params: dict[str, object]) -> object:
+        if "text" in inputs:
+            rows = [[256, *text, 257] for text in inputs["text"].raw_strings()]
+            inputs = {"input_ids": Tensor.from_rows(rows, "i32")}
+        return model.handler(inputs, params)
+
+    limits = Limits(max_frame_bytes=700, max_request_bytes=600)
+    fake = FakeModel(model.info, embed, model.tokenizer)  # type: ignore[arg-type]
+    if not tokenised:
+        monkeypatch.setitem(sys.modules, "tokenizers", None)
+    with FakeServer(fake, limits=limits) as server, Client(server.endpoint) as client:
+        texts = [str(number) * 10 for number in range(100)]
+        np.testing.assert_allclose(client.embed(texts), [unit(text) for text in texts], rtol=1e-5)
+        with pytest.raises(TooLarge):
+            client.embed_request(texts)
+
+
+def test_results_are_the_callers_to_change(client: Client) -> None:
+    client.embed("a")[0, 0] = 7
+    got = client.infer("echo", dense=[[1, 2], [3, 4]], ragged=[[1, 2], [3]])
+    for values in (got["dense"], got["ragged"]):
+        values[0][0] = 7
+        assert values[0].tolist() == [7, 2]
+
+
 def test_values_come_back_as_they_were_sent(client: Client) -> None:
     sent = {
         "f": np.arange(6, dtype=np.float64).reshape(2, 3),
@@ -131,17 +162,19 @@ def test_declared_inputs_decide_the_wire_type() -> None:
 
 
 def test_limits_are_kept_before_sending() -> None:
-    limits = Limits(max_items=4, max_frame_bytes=1000, max_request_bytes=1500)
+    limits = Limits(max_items=4, max_frame_bytes=1000, max_request_bytes=1500, max_text_bytes=100)
     with FakeServer(limits=limits) as server, Client(server.endpoint) as client:
         for inputs, limit in (
             ({"x": [1] * 5}, "max_items"),
             ({"x": [b"a" * 1001]}, "max_frame_bytes"),
             ({"x": [b"a" * 900], "y": [b"a" * 900]}, "max_request_bytes"),
+            ({"text": ["a", "é" * 51]}, "max_text_bytes"),
         ):
             with pytest.raises(TooLarge, match=f"exceed {limit} = ") as error:
                 client.infer("echo", **inputs)
             assert error.value.details == {"limit": limit}
         assert "infer" not in server.requests
+        assert client.infer("echo", other=["é" * 51])["other"] == ["é" * 51]
 
 
 def test_bad_texts_are_named(client: Client) -> None:
@@ -263,6 +296,74 @@ def test_a_slow_answer_ends_at_the_deadline() -> None:
         until(lambda: connection.late_replies == 1, "the late reply", 10)
 
 
+SILENT_CALLS: dict[str, Callable[[Client], object]] = {
+    "embed": lambda client: client.embed("a", timeout_s=0.3),
+    "embed_request": lambda client: client.embed_request(["a"], timeout_s=0.3),
+    "infer": lambda client: client.infer("m", x=[1], timeout_s=0.3),
+    "request": lambda client: client.request({"x": Tensor.from_strings(["a"])}, timeout_s=0.3),
+    "hello": lambda client: client.hello(timeout_s=0.3),
+    "status": lambda client: client.status(timeout_s=0.3),
+    "metrics": lambda client: client.metrics(timeout_s=0.3),
+    "models": lambda client: client.models(timeout_s=0.3),
+    "model": lambda client: client.model(timeout_s=0.3),
+    "tokenizer": lambda client: client.tokenizer(timeout_s=0.3),
+}
+
+
+@pytest.mark.parametrize("name", SILENT_CALLS)
+def test_one_deadline_holds_where_the_server_is_silent(silent: str, name: str) -> None:
+    with Client(silent) as client:
+        started = time.monotonic()
+        with pytest.raises(DeadlineExceeded):
+            SILENT_CALLS[name](client)
+        assert 0.3 <= time.monotonic() - started < 2
+
+
+def test_one_deadline_holds_over_all_requests_of_a_call() -> None:
+    model = embedding_model()
+
+    def slow(inputs: dict[str, Tensor], params: object) -> object:
+        threading.Event().wait(0.2)
+        return model.handler(inputs, params)  # type: ignore[arg-type]
+
+    fake = FakeModel(model.info, slow, model.tokenizer)  # type: ignore[arg-type]
+    with FakeServer(fake, limits=Limits(max_items=1)) as server, Client(server.endpoint) as client:
+        started = time.monotonic()
+        with pytest.raises(DeadlineExceeded):
+            client.embed(["a"] * 50, timeout_s=0.5)
+        assert time.monotonic() - started < 2
+
+
+def test_a_dropped_client_leaves_nothing_behind(server: FakeServer) -> None:
+    def held() -> tuple[int, int]:
+        return threading.active_count(), len(os.listdir("/proc/self/fd"))
+
+    Client(server.endpoint).embed("a")
+    until(lambda: not _client_threads(), "the first client's thread", 10)
+    before = held()
+    for _ in range(5):
+        Client(server.endpoint).hello()
+    gc.collect()
+    until(lambda: not _client_threads(), "the threads of dropped clients", 10)
+    until(lambda: held() <= before, "their descriptors", 10)
+
+
+def _client_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "gpu-server-client"]
+
+
+def test_what_is_remembered_of_a_connection_is_not_taken_for_another(server: FakeServer) -> None:
+    first, second = (PerProcess(server.endpoint) for _ in range(2))
+    assert first.get().serial != second.get().serial
+    with Client(server.endpoint) as client:
+        client.hello()
+        client.close()
+        client.hello()
+    assert server.requests["hello"] == 2
+    first.close()
+    second.close()
+
+
 def test_a_daemon_that_comes_back_is_used_again(own_endpoint: str) -> None:
     with Client(own_endpoint, timeout_s=10) as client:
         with FakeServer(endpoint=own_endpoint):
@@ -289,3 +390,19 @@ def test_after_close_the_next_call_connects_anew(server: FakeServer, client: Cli
 def test_metrics_and_text_info(client: Client) -> None:
     assert "gpu_server_fake 1" in client.metrics()
     assert isinstance(client.model().text, TextInfo)
+
+
+def test_a_model_answers_to_the_last_part_of_its_name() -> None:
+    with FakeServer() as server, Client(server.endpoint) as client:
+        assert client.model("embedding").name == "fake/embedding"
+        with pytest.raises(ModelNotFound):
+            client.model("fake")
+
+
+def test_infer_sends_text_to_a_text_model() -> None:
+    info = embedding_model().info
+    assert to_tensors(info, {"text": ["ä", "b"]})["text"].strings() == ["ä", "b"]
+    with pytest.raises(InvalidRequest, match="text"):
+        to_tensors(info, {"text": [1]})
+    with pytest.raises(InvalidRequest, match="takes the inputs: input_ids"):
+        to_tensors(info, {"text": ["a"], "more": [1]})

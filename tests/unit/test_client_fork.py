@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import traceback
@@ -86,6 +87,26 @@ def test_grandchildren(client: Client) -> None:
         use(client, 3)
 
     assert_good(in_child(child))
+
+
+def test_a_child_that_drops_what_it_inherited_leaves_the_parent_alone(client: Client) -> None:
+    inherited = [Client(client.endpoint) for _ in range(2)]
+    for made in inherited:
+        made.hello()
+    before = inherited[0]._calls.connections.get()
+
+    def child() -> None:
+        inherited[1].hello()
+        inherited.clear()
+        gc.collect()
+        use(client, 5)
+        assert not before.closed
+
+    assert_good(in_child(child), in_child(child))
+    assert not before.closed
+    use(inherited[0], 6)
+    use(inherited[1], 7)
+    assert inherited[0]._calls.connections.get() is before
 
 
 def test_a_child_that_never_uses_it_leaves_the_parent_alone(client: Client) -> None:

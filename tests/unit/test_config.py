@@ -49,6 +49,11 @@ def test_switches_are_words_in_the_environment(text: str, value: bool) -> None:
     assert load(env={"GPU_SERVER_GRAPHS": text}, flags={"graphs": not value}).engine.graphs is not value
 
 
+@pytest.mark.parametrize("device", ["auto", "cpu", "cuda", "cuda:0", "cuda:12"])
+def test_devices(device: str) -> None:
+    assert load(flags={"device": device}).engine.device == device
+
+
 def test_models_are_tables_or_arguments(tmp_path: Path) -> None:
     toml = '[[models]]\nsource = "a:B"\nname = "b"\n[[models]]\nsource = "c/d"\nmax_length = 64\n'
     models = load(toml, tmp_path).models
@@ -66,6 +71,8 @@ def test_models_are_tables_or_arguments(tmp_path: Path) -> None:
         ({"flags": {"drain_timeout_s": "x"}}, "--drain-timeout-s: 'x' is not a number"),
         ({"env": {"GPU_SERVER_LOG_LEVEL": "loud"}}, "GPU_SERVER_LOG_LEVEL: 'loud' is not one of debug, info"),
         ({"env": {"GPU_SERVER_GRAPHS": "maybe"}}, "GPU_SERVER_GRAPHS: 'maybe' is not true or false"),
+        ({"flags": {"device": "tpu"}}, "--device: 'tpu' is not auto (the first GPU if there is one), cpu, cuda or"),
+        ({"flags": {"device": "cuda:x"}}, "--device: 'cuda:x' is not auto"),
         ({"env": {"GPU_SERVER_THREADS": "-1"}}, "GPU_SERVER_THREADS: -1 is outside 0 … 4096"),
     ],
 )  # fmt: skip
@@ -80,7 +87,7 @@ def test_mistakes_in_flags_and_environment(sources: dict[str, Any], message: str
     [
         ("[server]\nlog_levle = 'info'\n", "[server] key 'log_levle' is unknown; did you mean 'log_level'?"),
         ("[sevrer]\n", "section 'sevrer' is unknown; did you mean 'server'?"),
-        ("[engine]\nzzz = 1\n", "[engine] key 'zzz' is unknown; known: batches_in_flight, "),
+        ("[engine]\nzzz = 1\n", "[engine] key 'zzz' is unknown; known: batch_timeout_s, batches_in_flight, "),
         ("[[models]]\nsuorce = 'x'\n", "[models] key 'suorce' is unknown; did you mean 'source'?"),
         ("[[models]]\ndtype = 'float8'\n", "models.dtype: 'float8' is not one of auto, float32"),
         ("[[models]]\npooling = 'max'\n", "models.pooling: 'max' is not one of (empty), cls"),

@@ -19,6 +19,7 @@ from gpu_server.connection import Connection, PerProcess, Reply
 from gpu_server.errors import (
     Cancelled,
     DeadlineExceeded,
+    EndpointForbidden,
     InternalError,
     InvalidRequest,
     ModelNotFound,
@@ -201,6 +202,51 @@ def test_pending_calls_are_bounded(
     ask(connection)
     ask(connection)
     with pytest.raises(Overloaded, match="2 requests of this process are already pending"):
+        ask(connection)
+
+
+def test_answered_calls_leave_no_deadlines_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "_MIN_SWEEP", 16)
+    with FakeServer() as fake:
+        connection = Connection(fake.endpoint)
+        for _ in range(100):
+            ask(connection, 3600, op="status").result(10)
+        assert len(connection._deadlines) <= 17
+        connection.close()
+
+
+def test_after_a_sweep_deadlines_still_hold(
+    server: HandServer, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "_MIN_SWEEP", 0)
+    late, *others = [ask(connection, 0.5 if number == 0 else 60) for number in range(9)]
+    for _ in range(9):
+        peer, header = server.receive()
+        if header.deadline_ms != 500:
+            server.answer(peer, header.id)
+    for future in others:
+        assert future.result(10)
+    with pytest.raises(DeadlineExceeded):
+        late.result(10)
+
+
+def test_abandoning_takes_no_lock(server: HandServer, connection: Connection) -> None:
+    """A garbage collection may come while this very thread holds the lock."""
+    with connection._lock:
+        connection.abandon()
+    connection._thread.join(10)
+    assert not connection._thread.is_alive()
+
+
+def test_an_untrusted_folder_is_refused_even_where_the_socket_has_connected(
+    server: HandServer, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(endpoint: str) -> None:
+        raise EndpointForbidden("not yours")
+
+    until(lambda: connection._up, "the connection", 10)
+    monkeypatch.setattr(connections.endpoints, "check_reachable", refuse)
+    with pytest.raises(EndpointForbidden):
         ask(connection)
 
 

@@ -171,6 +171,13 @@ def test_direct_client_embeds(own_endpoint: str) -> None:
         assert client["embed"](own_endpoint, ["Hello", "é"]) == [(5.0, 0.5), (1.0, 0.5)]
 
 
+def test_direct_client_says_that_nobody_answers(socket_folder: Path) -> None:
+    client = runpy.run_path(str(ROOT / "examples" / "direct_client" / "client.py"))
+    for wrong in ("nonsense", f"ipc://{'x' * 200}"):
+        with pytest.raises(SystemExit, match=f"no answer from {wrong} "):
+            client["embed"](wrong, ["Hello"])
+
+
 def test_custom_routes_beside_the_stock_ones(own_endpoint: str) -> None:
     script = (
         "import json, app\n"

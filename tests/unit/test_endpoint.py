@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,29 @@ def test_a_socket_without_permission_is_another_matter(
     monkeypatch.setattr(os, "access", lambda *_: False)
     with pytest.raises(EndpointForbidden, match="no permission for the socket"):
         endpoints.check_reachable(f"ipc://{path}")
+
+
+def test_the_folder_in_tmp_must_not_be_anothers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(endpoints.tempfile, "gettempdir", lambda: str(tmp_path))
+    endpoint = endpoints.server_default()
+    folder = tmp_path / f"gpu-server-{os.getuid()}"
+    with pytest.raises(Unavailable):
+        endpoints.check_reachable(endpoint)
+    real = tmp_path / "real"
+    real.mkdir()
+    (real / "gpu-server.sock").touch()
+    folder.symlink_to(real)
+    with pytest.raises(EndpointForbidden, match=str(folder)):
+        endpoints.check_reachable(endpoint)
+    folder.unlink()
+    real.rename(folder)
+    endpoints.check_reachable(endpoint)
+    other = os.stat_result([stat.S_IFDIR | 0o755, 1, 1, 2, 4242, 0, 0, 0, 0, 0])
+    monkeypatch.setattr(Path, "lstat", lambda path: other)
+    with pytest.raises(EndpointForbidden, match=str(folder)):
+        endpoints.check_reachable(endpoint)
+    (tmp_path / "named.sock").touch()
+    endpoints.check_reachable(f"ipc://{tmp_path}/named.sock")
 
 
 def test_tcp_is_tried() -> None:

@@ -35,6 +35,8 @@ CLIENT_SIDE = rule(
     "tokenizing",
     "calls",
     "connection",
+    "deadline",
+    "sizes",
     "client",
     "aio",
     "testing",
@@ -53,6 +55,8 @@ RULES = {
     "gpu_server.source": rule("config", never=GPU | WEB | {"zmq"}),
     "gpu_server.tokenizing": rule("wire", never=GPU | WEB | {"zmq"}),
     "gpu_server.multipart": rule("wire", never=GPU | WEB),
+    "gpu_server.deadline": rule(never=GPU | WEB | {"zmq"}),
+    "gpu_server.sizes": rule("wire", never=GPU | WEB | {"zmq"}),
     "gpu_server.calls": CLIENT_SIDE,
     "gpu_server.connection": CLIENT_SIDE,
     "gpu_server.client": CLIENT_SIDE,
@@ -69,7 +73,7 @@ RULES = {
         "wire", "config", "endpoint", "logs", "source", "tokenizing", "calls", "client", "daemon", "testing",
         never=GPU | WEB,
     ),
-    "web": rule("wire", "config", "tokenizing", "calls", "connection", "client", never=GPU | {"zmq"}),
+    "web": rule("wire", "config", "tokenizing", "calls", "connection", "deadline", "client", never=GPU | {"zmq"}),
 }  # fmt: skip
 FILES = [path for top in ("gpu_server", "web") for path in sorted((ROOT / top).rglob("*.py"))]
 

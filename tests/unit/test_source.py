@@ -11,6 +11,8 @@ import pytest
 from gpu_server import source
 from gpu_server.errors import ConfigError, MissingDependency, ModelClassError, ModelFolderMissing
 
+METHODS = "def load(self, device): ...\n    def forward(self, batch): ...\n"
+
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -57,7 +59,7 @@ def test_what_is_nothing(folder: Path, text: str) -> None:
 def test_a_module_is_never_imported(folder: Path) -> None:
     for place in (folder, folder / "witness_package"):
         place.mkdir(exist_ok=True)
-        (place / "witness.py").write_text("open('imported', 'w')\nclass Good: ...\n")
+        (place / "witness.py").write_text("open('imported', 'w')\nclass Good:\n    " + METHODS)
     (folder / "witness_package" / "__init__.py").write_text("open('imported', 'w')\n")
     source.check("witness:Good")
     source.check("witness_package.witness:Good")
@@ -91,7 +93,7 @@ def test_wrong_turns(folder: Path, text: str, reason: str) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "class Model: ...",
+        f"class Model:\n    {METHODS}",
         "from elsewhere import Model",
         "import elsewhere as Model",
         "from elsewhere import *",
@@ -120,11 +122,57 @@ def test_folders(folder: Path) -> None:
     source.check("./empty")
 
 
-@pytest.mark.parametrize(("package", "text"), [("torch", "mod:Class"), ("torch", ""), ("transformers", "")])
+@pytest.mark.parametrize("text", ["echo.py", "./echo.py", "models/echo.py", "/nowhere/echo.py"])
+def test_a_python_file_is_no_model(folder: Path, text: str) -> None:
+    with pytest.raises(ModelClassError, match=r"did you mean echo:Class\?"):
+        source.kind_of(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "method"),
+    [
+        ("class Own:\n    def forward(self, batch): ...", "load"),
+        ("from gpu_server import Model\nclass Own(Model):\n    def load(self, device): ...", "forward"),
+        ("from gpu_server import Model as M\nclass Own(M): ...", "load"),
+    ],
+)
+def test_a_class_without_its_methods(folder: Path, text: str, method: str) -> None:
+    (folder / "own.py").write_text(text)
+    with pytest.raises(ModelClassError, match=rf"own:Own: class 'Own' .* has no method {method}\(\)"):
+        source.check("own:Own")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "from elsewhere import Base\nclass Own(Base): ...",
+        "from elsewhere import Model\nclass Own(Model): ...",
+        "from gpu_server import Model\nModel = wrap(Model)\nclass Own(Model): ...",
+        "class Own(metaclass=Meta): ...",
+        "@complete\nclass Own: ...",
+        "class Own: ...\nOwn.load = Own.forward = f",
+        "class Own:\n    load = forward = f",
+        "class Own:\n    from elsewhere import load, forward",
+        "class Own: ...\nfor name in names:\n    setattr(Own, name, f)",
+        "class Own: ...\nOwn = complete(Own)",
+        "from elsewhere import *\nclass Own: ...",
+    ],
+)
+def test_a_class_that_may_get_its_methods_elsewhere_is_trusted(folder: Path, text: str) -> None:
+    (folder / "own.py").write_text(text)
+    source.check("own:Own")
+
+
+@pytest.mark.parametrize(
+    ("package", "text"),
+    [("torch", "mod:Class"), ("torch", ""), ("transformers", ""), ("prometheus_client", "mod:Class")],
+)
 def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch, package: str, text: str) -> None:
     find = source.importlib.util.find_spec
     monkeypatch.setattr(source.importlib.util, "find_spec", lambda n: None if n == package else find(n))
-    with pytest.raises(MissingDependency, match=rf"{package} is not installed: pip install"):
+    with pytest.raises(
+        MissingDependency, match=rf"{package} is not installed; .*: pip install '\.\[server\]'"
+    ):
         source.check(text)
 
 

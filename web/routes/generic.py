@@ -32,13 +32,11 @@ def infer(name: str) -> Response:
     Inputs and outputs of type `bytes` are base64 strings. Numbers that are not finite become null.
     """
     body = read(InferRequest)
-    info = backend().model(name)
+    served = backend(body.timeout_ms / 1e3 if body.timeout_ms else None)
+    info = served.model(name)
     if len(msgspec.msgpack.encode((list(body.inputs), body.parameters))) > MAX_HEADER_PART_BYTES:
         raise BadField("parameters", f"with the input names they exceed {MAX_HEADER_PART_BYTES} bytes")
-    timeout_s = body.timeout_ms / 1e3 if body.timeout_ms else None
-    reply = backend().infer(
-        info, _with_bytes(info, body.inputs), body.parameters, body.priority, timeout_s, traceparent()
-    )
+    reply = served.infer(info, _with_bytes(info, body.inputs), body.parameters, body.priority, traceparent())
     header = reply.header
     return json_response(
         {

@@ -22,7 +22,7 @@ blueprint = Blueprint("openai", __name__)
 @blueprint.post("/embeddings")
 def embeddings() -> Response:
     """Normalised embeddings, as floats or base64; `model` may be left out."""
-    body = read(EmbeddingsRequest)
+    body = read(EmbeddingsRequest, "input")
     job = EmbedJob(
         as_items(body.input, "input"),
         "input",
@@ -44,7 +44,7 @@ def embeddings() -> Response:
 @blueprint.get("/v1/models")
 def models() -> Response:
     """The served models, the default first."""
-    return json_response({"object": "list", "data": [_card(m) for m in backend().client.models()]})
+    return json_response({"object": "list", "data": [_card(m) for m in backend().models()]})
 
 
 @blueprint.get("/v1/models/<path:name>")

@@ -7,7 +7,6 @@ from typing import cast
 from flask import Blueprint, Response
 
 from gpu_server import __version__
-from gpu_server.connection import MAX_PENDING
 from gpu_server.errors import RemoteError
 from gpu_server.tokenizing import Direction
 from web.backend import EmbedJob, backend
@@ -27,7 +26,7 @@ blueprint = Blueprint("tei", __name__)
 @blueprint.post("/invocations")
 def embed() -> Response:
     """Embeddings as a matrix, for one text too."""
-    body = read(EmbedRequest)
+    body = read(EmbedRequest, "inputs")
     job = EmbedJob(
         as_items(body.inputs, "inputs"),
         "inputs",
@@ -44,7 +43,7 @@ def embed() -> Response:
 
 @blueprint.get("/info")
 def info() -> Response:
-    """Facts of the model that /embed uses."""
+    """Facts of the model that /embed uses. `max_concurrent_requests` is of one worker: the threads that it serves with."""
     served = backend()
     model = served.embedding_model()
     return json_response(
@@ -54,11 +53,11 @@ def info() -> Response:
             "model_dtype": model.dtype,
             "served_model_name": model.name,
             "model_type": {"embedding": {"pooling": model.pooling}},
-            "max_concurrent_requests": MAX_PENDING,
+            "max_concurrent_requests": served.settings.threads,
             "max_input_length": model.text.max_length if model.text else 0,
             "max_batch_tokens": model.max_batch_tokens,
             "max_batch_requests": model.max_batch_items,
-            "max_client_batch_size": served.client.hello().limits.max_items,
+            "max_client_batch_size": served.limits().max_items,
             "auto_truncate": True,
             "tokenization_workers": 1,
             "version": __version__,

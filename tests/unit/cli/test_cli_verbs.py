@@ -9,6 +9,7 @@ import tomllib
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 from running_daemon import clean_environment, until
@@ -18,7 +19,8 @@ from gpu_server._version import __version__
 from gpu_server.cli import VERBS, main
 from gpu_server.cli.start import Progress
 from gpu_server.daemon.instance import holder_pid
-from gpu_server.testing import FakeServer
+from gpu_server.errors import ModelLoading
+from gpu_server.testing import FakeModel, FakeServer, embedding_model
 from gpu_server.wire.documents import EngineStatus, ModelInfo, QueueStatus, Status
 
 
@@ -84,6 +86,23 @@ def test_embed_of_a_model_that_is_not_there(run: Ran, server: FakeServer) -> Non
     code, out, err = run("embed", "a", "--model", "nope")
     assert (code, out) == (68, "")
     assert err == "gpu-server: model 'nope' is not served; served: fake/embedding, echo\n"
+
+
+def test_embed_of_a_model_that_embeds_nothing(run: Ran, server: FakeServer) -> None:
+    code, out, err = run("embed", "a", "--model", "echo")
+    assert (code, out, err) == (67, "", "gpu-server: model 'echo' takes no text\n")
+
+
+def test_embed_while_the_models_load(run: Ran, own_endpoint: str) -> None:
+    def refuse(inputs: object, params: object) -> dict[str, Any]:
+        raise ModelLoading("the models are still loading")
+
+    with FakeServer(FakeModel(embedding_model().info, refuse), endpoint=own_endpoint) as server:
+        server.state = "loading"
+        code, out, err = run("embed", "a")
+    assert (code, out) == (3, "")
+    assert err.startswith("gpu-server: the models are still loading (loading")
+    assert err.endswith("); watch it with: gpu-server status\n")
 
 
 def test_models(run: Ran, server: FakeServer) -> None:

@@ -183,3 +183,11 @@ def test_bad_options_of_tokenising_are_named(params: dict[str, Any]) -> None:
     with pytest.raises(RemoteError, match=next(iter(params))) as error:
         admission.text_options(params)
     assert error.value.details == {"field": next(iter(params))}
+
+
+def test_a_model_answers_to_the_last_part_of_its_name_unless_another_has_it() -> None:
+    first, second = ModelInfo(name="org/m"), ModelInfo(name="m")
+    assert admission.find_model("m", {"org/m": first}, "") is first
+    assert admission.find_model("m", {"org/m": first, "m": second}, "") is second
+    with pytest.raises(ModelNotFound):
+        admission.find_model("org", {"org/m": first}, "")

@@ -93,6 +93,7 @@ def test_items_that_fail_alone_are_reported(
         ({"inputs": {"x": [[1, [2]], [3, 4]]}}, "'x'"),
         ({"inputs": {"x": ["a", 1]}}, "'x'"),
         ({"inputs": {"x": [10**30]}}, "'x'"),
+        ({"inputs": {"x": [1] * 4097}}, "4096"),
         ({"inputs": {"x": [1]}, "priority": 7}, "priority"),
         ({"inputs": {"x": [1]}, "timeout_ms": 0}, "timeout_ms"),
         ({"inputs": {"x": [1]}, "parameters": {"k": [1]}}, "parameters"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -221,6 +222,51 @@ def test_a_slow_answer_is_504() -> None:
     assert answer.get_json()["error_type"] == "Timeout"
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/embed", {"inputs": "a"}),
+        ("/v1/embeddings", {"input": "a", "model": "m"}),
+        ("/v1/models/m/infer", {"inputs": {"x": [1]}}),
+        ("/v1/models", None),
+        ("/v1/models/m", None),
+        ("/info", None),
+        ("/health", None),
+        ("/readyz", None),
+        ("/metrics", None),
+    ],
+)
+def test_every_route_ends_in_time_where_the_daemon_is_silent(silent: str, path: str, body: Any) -> None:
+    with Client(silent) as client:
+        http = create_app(client, Settings(timeout_s=0.3)).test_client()
+        started = time.monotonic()
+        answer = http.get(path) if body is None else http.post(path, json=body)
+        assert time.monotonic() - started < 1.4
+    expected = {"/health": 503, "/readyz": 503, "/metrics": 200}.get(path, 504)
+    assert answer.status_code == expected
+
+
+def test_more_lists_than_items_can_be_are_refused_before_they_are_made(client: Client) -> None:
+    http = create_app(client, Settings()).test_client()
+    many = b"[]," * 100_000
+    tracemalloc.start()
+    answer = http.post(
+        "/embed",
+        data=b'{"inputs": ["' + b"[" * 100 + b'",' + many + b"[]]}",
+        content_type="application/json",
+    )
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (answer.status_code, answer.get_json()["error_type"]) == (422, "Validation")
+    assert answer.get_json()["error"].startswith("inputs: more than")
+    assert peak < 3_000_000
+
+
+def test_brackets_inside_strings_are_not_lists(client: Client) -> None:
+    http = create_app(client, Settings()).test_client()
+    assert matrix(http, inputs=["[" * 70_000, '\\"[' * 2_000]).shape == (2, 8)
+
+
 def test_the_first_embedding_model_is_used_wherever_it_stands() -> None:
     with FakeServer(echo_model(), embedding_model()) as server, Client(server.endpoint) as client:
         assert matrix(create_app(client, Settings()).test_client(), inputs="a").shape == (1, 8)
@@ -244,6 +290,7 @@ def test_info(http: FlaskClient) -> None:
     assert info["model_id"] == info["served_model_name"] == "fake/embedding"
     assert info["model_type"] == {"embedding": {"pooling": "mean"}}
     assert (info["max_input_length"], info["max_client_batch_size"]) == (64, 2048)
+    assert info["max_concurrent_requests"] == Settings().threads
     assert {"model_sha", "model_dtype", "max_concurrent_requests", "max_batch_tokens", "max_batch_requests",
             "auto_truncate", "tokenization_workers", "version", "sha", "docker_label"} <= info.keys()  # fmt: skip
 

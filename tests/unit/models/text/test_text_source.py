@@ -50,6 +50,11 @@ def test_the_cache_is_asked_before_the_hub(hub: list[dict[str, Any]]) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_a_bare_name_may_have_meant_a_folder_or_a_class(hub: list[dict[str, Any]]) -> None:
+    with pytest.raises(ModelFolderMissing, match=r"; write \./echo for a folder, module:Class for a class$"):
+        source.resolve("echo")
+
+
 def test_a_whole_model_in_the_cache_is_enough(
     make_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
