@@ -97,7 +97,9 @@ class EngineConfig:
     threads: int = setting(0, "CPU threads of torch; 0 means one per core", low=0, high=4096)
     graphs: bool = setting(True, "on a GPU, run text models as CUDA graphs")
     fused: bool = setting(True, "in graphs, replace the layers of BERT-like models by hand-fused ones")
-    compile: bool = setting(True, "in graphs, compile the layers of other text models")
+    compile: bool = setting(
+        False, "in graphs, compile the layers of other text models: faster, but a slow first start"
+    )
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,7 @@ def run(source: str, shape: str, settings: config.EngineConfig, progress: Progre
     report = Report(
         model=shape or loaded.info.source,
         device=devices.describe(device),
-        torch=torch.__version__,
+        torch=str(torch.__version__),
         dtype=loaded.info.dtype,
         runs=loaded.info.runs,
         ceiling_tflops=ceiling / 1e12,

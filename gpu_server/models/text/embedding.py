@@ -31,8 +31,8 @@ class EmbeddingModel(Model):
 
     source: a folder or a hub id; "" means all-MiniLM-L6-v2. revision: of a hub id. dtype: auto, float32, float16 or
     bfloat16. pooling: cls, mean or lasttoken; "" means as the model's files say. max_length: tokens of the longest item;
-    0 means as they say. graphs, compiled, fused: on a GPU, run as CUDA graphs, of
-    hand-fused layers where the family has them, else of compiled ones.
+    0 means as they say. graphs, fused, compiled: on a GPU, run as CUDA graphs, of hand-fused layers where the family has
+    them and they are accurate enough, else of compiled ones or of the model's own.
     """
 
     inputs: ClassVar[Mapping[str, tuple[str, tuple[int, ...]]]] = {"input_ids": ("i32", (-1,))}
@@ -49,7 +49,7 @@ class EmbeddingModel(Model):
         pooling: str = "",
         max_length: int = 0,
         graphs: bool = True,
-        compiled: bool = True,
+        compiled: bool = False,
         fused: bool = True,
     ) -> None:
         if pooling and pooling not in checkpoint.POOLINGS:
