@@ -68,6 +68,13 @@ class ModelMetrics:
         self.batch_items = Histogram(POWERS)
         self.batch_tokens = Histogram(POWERS)
 
+    def count_batch(self, items: int, tokens: int, compute_s: float, queue_s: float) -> None:
+        """Count one batch: its size, its forward, and the wait of its oldest item."""
+        self.batch_items.observe(items)
+        self.batch_tokens.observe(tokens)
+        self.compute.observe(compute_s)
+        self.queue.observe(queue_s)
+
 
 class Metrics:
     """All that the daemon counts."""

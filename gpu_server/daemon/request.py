@@ -112,6 +112,13 @@ class Request:
         if batch.items > self.batch_items:
             self.batch_items, self.batch_tokens = batch.items, batch.cost
 
+    def note_errors(self, errors: Sequence[ItemError], at: int, start: int, items: int) -> None:
+        """Keep the errors of `items` items that stand in a batch from row `at` on and in the request from `start` on."""
+        shift = start - at
+        self.item_errors += [
+            ItemError(e.item + shift, e.code, e.message) for e in errors if at <= e.item < at + items
+        ]
+
     def take(self, start: int, outputs: Tensors, items: int) -> bool:
         """Keep the outputs of `items` items from `start` on; True when every item has its answer."""
         self.parts.append((start, outputs))

@@ -36,7 +36,6 @@ from gpu_server.errors import (
 from gpu_server.wire import (
     VERSION,
     Buffer,
-    ItemError,
     Limits,
     ReplyHeader,
     RequestHeader,
@@ -196,7 +195,10 @@ class Service:
         # The engine first: it would stand idle for as long as the replies take.
         self.dispatch()
         compute_us = header.timing.compute_us if header.timing is not msgspec.UNSET else 0
-        self._count_batch(batch, compute_us)
+        arrived = min(request.arrived for request, _, _ in batch.slices)
+        self._metrics.models[batch.model].count_batch(
+            batch.items, batch.cost, compute_us / 1e6, batch.sent - arrived
+        )
         self._scheduler.learn(batch, compute_us / 1e6)
         if header.error is not msgspec.UNSET:
             error = from_wire(header.error.code, header.error.message, header.error.details)
@@ -217,7 +219,7 @@ class Service:
             else:
                 request.ran_in(batch, compute_us)
                 if header.item_errors:
-                    request.item_errors += _errors_between(header.item_errors, at, at + items, start - at)
+                    request.note_errors(header.item_errors, at, start, items)
                 if request.take(start, {name: column[number] for name, column in columns.items()}, items):
                     self._answer(request)
             at += items
@@ -395,14 +397,3 @@ class Service:
             self._metrics.dropped["unreadable"] += 1
             return
         self._reply_error(peer, error.request_id, from_wire(error.code, str(error), error.details))
-
-    def _count_batch(self, batch: Batch, compute_us: int) -> None:
-        metrics = self._metrics.models[batch.model]
-        metrics.batch_items.observe(batch.items)
-        metrics.batch_tokens.observe(batch.cost)
-        metrics.compute.observe(compute_us / 1e6)
-        metrics.queue.observe(batch.sent - min(request.arrived for request, _, _ in batch.slices))
-
-
-def _errors_between(errors: Sequence[ItemError], low: int, high: int, shift: int) -> list[ItemError]:
-    return [ItemError(e.item + shift, e.code, e.message) for e in errors if low <= e.item < high]
