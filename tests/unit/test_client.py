@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-import os
 import sys
 import threading
 import time
@@ -332,26 +330,6 @@ def test_one_deadline_holds_over_all_requests_of_a_call() -> None:
         with pytest.raises(DeadlineExceeded):
             client.embed(["a"] * 50, timeout_s=0.5)
         assert time.monotonic() - started < 2
-
-
-def test_a_dropped_client_leaves_nothing_behind(server: FakeServer) -> None:
-    def held() -> tuple[int, int]:
-        return threading.active_count(), len(os.listdir("/proc/self/fd"))
-
-    elders = _client_threads()
-    Client(server.endpoint).embed("a")
-    until(lambda: _client_threads() <= elders, "the first client's thread", 10)
-    before = held()
-    for _ in range(5):
-        Client(server.endpoint).hello()
-    gc.collect()
-    until(lambda: _client_threads() <= elders, "the threads of dropped clients", 10)
-    until(lambda: held() <= before, "their descriptors", 10)
-
-
-def _client_threads() -> set[threading.Thread]:
-    """I/O threads of clients; other tests' fixtures may have some too."""
-    return {thread for thread in threading.enumerate() if thread.name == "gpu-server-client"}
 
 
 def test_what_is_remembered_of_a_connection_is_not_taken_for_another(server: FakeServer) -> None:
