@@ -8,9 +8,11 @@ from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, TypeVar
 
-from gpu_server.calls import Call, Calls, Params, Priority, Value, Vectors, from_tensor, raise_item_errors
+from gpu_server.calls import Call, Params, Priority, Value, Vectors, from_tensor, raise_item_errors
 from gpu_server.connection import Reply
-from gpu_server.tokenizing import Direction, TextTokenizer
+from gpu_server.scores import Scores
+from gpu_server.text_calls import SparseVector, TextCalls, TokenLabel
+from gpu_server.tokenizing import Direction, Text, TextTokenizer
 from gpu_server.wire import Tensors
 from gpu_server.wire.documents import Hello, ModelInfo, Status
 
@@ -24,7 +26,7 @@ class AsyncClient:
     """
 
     def __init__(self, endpoint: str | None = None, *, timeout_s: float = 30.0) -> None:
-        self._calls = Calls(endpoint, timeout_s)
+        self._calls = TextCalls(endpoint, timeout_s)
 
     async def embed(
         self,
@@ -47,6 +49,106 @@ class AsyncClient:
             )
         )  # fmt: skip
 
+    async def embed_tokens(
+        self,
+        texts: str | Sequence[str],
+        *,
+        model: str = "",
+        prompt_name: str = "",
+        truncate: bool = True,
+        direction: Direction = "right",
+        priority: Priority = 1,
+        timeout_s: float | None = None,
+    ) -> list[Vectors]:
+        """As `Client.embed_tokens`."""
+        return await self._run(
+            self._calls.embed_tokens(
+                texts,
+                model=model, prompt_name=prompt_name, truncate=truncate, direction=direction,
+                priority=priority, timeout_s=timeout_s,
+            )
+        )  # fmt: skip
+
+    async def embed_sparse(
+        self,
+        texts: str | Sequence[str],
+        *,
+        model: str = "",
+        prompt_name: str = "",
+        truncate: bool = True,
+        direction: Direction = "right",
+        priority: Priority = 1,
+        timeout_s: float | None = None,
+    ) -> list[SparseVector]:
+        """As `Client.embed_sparse`."""
+        return await self._run(
+            self._calls.embed_sparse(
+                texts,
+                model=model, prompt_name=prompt_name, truncate=truncate, direction=direction,
+                priority=priority, timeout_s=timeout_s,
+            )
+        )  # fmt: skip
+
+    async def rerank(
+        self,
+        query: str,
+        documents: Sequence[str],
+        *,
+        model: str = "",
+        raw_scores: bool = False,
+        truncate: bool = True,
+        direction: Direction = "right",
+        priority: Priority = 1,
+        timeout_s: float | None = None,
+    ) -> Scores:
+        """As `Client.rerank`."""
+        return await self._run(
+            self._calls.rerank(
+                query, documents,
+                model=model, raw_scores=raw_scores, truncate=truncate, direction=direction,
+                priority=priority, timeout_s=timeout_s,
+            )
+        )  # fmt: skip
+
+    async def classify(
+        self,
+        texts: Text | Sequence[Text],
+        *,
+        model: str = "",
+        raw_scores: bool = False,
+        truncate: bool = True,
+        direction: Direction = "right",
+        priority: Priority = 1,
+        timeout_s: float | None = None,
+    ) -> Scores:
+        """As `Client.classify`."""
+        return await self._run(
+            self._calls.classify(
+                texts,
+                model=model, raw_scores=raw_scores, truncate=truncate, direction=direction,
+                priority=priority, timeout_s=timeout_s,
+            )
+        )  # fmt: skip
+
+    async def classify_tokens(
+        self,
+        texts: str | Sequence[str],
+        *,
+        model: str = "",
+        truncate: bool = True,
+        direction: Direction = "right",
+        priority: Priority = 1,
+        timeout_s: float | None = None,
+    ) -> list[list[TokenLabel]]:
+        """As `Client.classify_tokens`."""
+        return await self._run(
+            self._calls.classify_tokens(
+                texts,
+                model=model, truncate=truncate, direction=direction, priority=priority,
+                timeout_s=timeout_s,
+            )
+        )  # fmt: skip
+
     async def infer(
         self,
         model: str = "",
@@ -63,9 +165,9 @@ class AsyncClient:
         raise_item_errors(reply)
         return {name: from_tensor(tensor) for name, tensor in reply.outputs.items()}
 
-    async def embed_request(self, texts: list[str], **options: Any) -> Reply:
-        """As `Client.embed_request`."""
-        return await self._run(self._calls.embed_request(texts, **options))
+    async def text_request(self, texts: Sequence[Text], **options: Any) -> Reply:
+        """As `Client.text_request`."""
+        return await self._run(self._calls.text_request(texts, **options))
 
     async def infer_request(self, model: str, inputs: dict[str, Any], **options: Any) -> Reply:
         """As `Client.infer_request`."""

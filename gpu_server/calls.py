@@ -7,7 +7,7 @@ result; its return value is the call's.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import Future
 from typing import Any, Literal, TypeVar
 
@@ -26,10 +26,11 @@ from gpu_server.errors import (
     UnsupportedOperation,
     from_wire,
 )
-from gpu_server.sizes import check_size, parts_that_fit
-from gpu_server.tokenizing import Direction, TextTokenizer
+from gpu_server.sizes import check_size
+from gpu_server.tokenizing import TextTokenizer
 from gpu_server.wire import VERSION, RequestHeader, Tensor, Tensors
 from gpu_server.wire.convert import as_tensor
+from gpu_server.wire.monitoring import History, history_from_json
 from gpu_server.wire.documents import Hello, InputInfo, ModelInfo, Status, answers_to, from_json
 
 Vectors = NDArray[np.float32]
@@ -108,6 +109,12 @@ class Calls:
         reply = yield from self._ask("metrics", timeout_s)
         return reply.outputs["metrics"].strings()[0]
 
+    def history(self, since: int = 0, timeout_s: Timeout = None) -> Call[History]:
+        """The last minutes of service."""
+        timeout_s = self.deadline(timeout_s).left(ASK_TIMEOUT_S)
+        reply = yield from self.request(op="history", params={"since": since}, timeout_s=timeout_s)
+        return history_from_json(reply.outputs["document"].raw_strings()[0])
+
     def models(self, timeout_s: Timeout = None) -> Call[list[ModelInfo]]:
         """The models that are served, the default first."""
         hello = yield from self.hello(timeout_s=timeout_s)
@@ -144,86 +151,6 @@ class Calls:
             self._tokenizers[info.name] = known
         return known
 
-    def embed(
-        self,
-        texts: str | Sequence[str],
-        *,
-        normalize: bool | None = None,
-        dimensions: int = 0,
-        model: str = "",
-        timeout_s: Timeout = None,
-        **options: Any,
-    ) -> Call[Vectors]:
-        """Embeddings of any number of texts, in as many requests as the daemon's limits make of them."""
-        deadline = self.deadline(timeout_s)
-        listed = [texts] if isinstance(texts, str) else list(texts)
-        for i, text in enumerate(listed):
-            if not isinstance(text, str):
-                raise InvalidRequest(f"text {i} is {type(text).__name__}, not str", {"item": i})
-        if not listed:
-            info = yield from self.model(model, deadline)
-            return np.zeros((0, dimensions or info.dimensions), np.float32)
-        step = (yield from self.hello(timeout_s=deadline)).limits.max_items
-        params = embed_params(normalize, dimensions)
-        parts = []
-        done = 0
-        for start in range(0, len(listed), step):
-            replies = yield from self.embed_requests(
-                listed[start : start + step], model=model, params=params, timeout_s=deadline, **options
-            )
-            for reply in replies:
-                raise_item_errors(reply, done)
-                vectors = reply.outputs["embedding"]
-                parts.append(vectors.to_numpy())
-                done += vectors.items
-        return np.concatenate(parts).astype(np.float32, copy=False)
-
-    def embed_request(self, texts: list[str], **options: Any) -> Call[Reply]:
-        """One request of texts; options as `embed_requests`. Raises TooLarge if they do not fit one."""
-        replies = yield from self.embed_requests(texts, whole=True, **options)
-        return replies[0]
-
-    def embed_requests(
-        self,
-        texts: list[str],
-        *,
-        model: str = "",
-        params: Params | None = None,
-        prompt_name: str = "",
-        truncate: bool = True,
-        direction: Direction = "right",
-        priority: Priority = 1,
-        timeout_s: Timeout = None,
-        traceparent: str = "",
-        whole: bool = False,
-    ) -> Call[list[Reply]]:
-        """Requests of texts, a single one if `whole`: tokenised here where that is possible, sent as text otherwise."""
-        deadline = self.deadline(timeout_s)
-        for attempt in (1, 2):
-            tokenizer = yield from self.tokenizer(model, deadline)
-            extra: dict[str, Param] = {}
-            if tokenizer is None:
-                name, tensor, digest = "text", _utf8(texts), ""
-                extra = {"truncate": truncate, "truncation_direction": direction, "prompt_name": prompt_name}
-            else:
-                rows = yield _encoder(tokenizer, texts, prompt_name, truncate, direction)
-                name, tensor, digest = "input_ids", Tensor.from_rows(rows, "i32"), tokenizer.info.digest
-            limits = (yield from self.hello(timeout_s=deadline)).limits
-            replies = []
-            try:
-                for part in [tensor] if whole else parts_that_fit(tensor, limits):
-                    reply = yield from self.request(
-                        {name: part}, model=model, params={**(params or {}), **extra}, priority=priority,
-                        timeout_s=deadline, digest=digest, traceparent=traceparent,
-                    )  # fmt: skip
-                    replies.append(reply)
-                return replies
-            except StaleTokenizer:
-                if attempt == 2:
-                    raise
-                yield from self.hello(refresh=True, timeout_s=deadline)
-        raise AssertionError("unreachable")
-
     def infer(
         self,
         model: str,
@@ -237,49 +164,29 @@ class Calls:
         """Run any model on Python values."""
         deadline = self.deadline(timeout_s)
         info = yield from self.model(model, deadline)
-        tensors = to_tensors(info, inputs)
-        reply = yield from self.request(
-            tensors,
-            model=info.name,
-            params=params,
-            priority=priority,
-            timeout_s=deadline,
-            traceparent=traceparent,
-        )
-        return reply
+        while True:
+            try:
+                reply = yield from self.request(
+                    to_tensors(info, inputs), model=info.name, params=params, priority=priority,
+                    timeout_s=deadline, traceparent=traceparent,
+                )  # fmt: skip
+                return reply
+            except (InvalidRequest, ModelNotFound, StaleTokenizer):
+                # The daemon may have changed the model since it was asked what it takes.
+                yield from self.hello(refresh=True, timeout_s=deadline)
+                known, info = info, (yield from self.model(model, deadline))
+                if info == known:
+                    raise
 
     def _ask(self, op: str, timeout_s: Timeout, model: str = "") -> Call[Reply]:
         return self.request(op=op, model=model, timeout_s=self.deadline(timeout_s).left(ASK_TIMEOUT_S))
 
 
-def _encoder(
-    tokenizer: TextTokenizer, texts: list[str], prompt_name: str, truncate: bool, direction: Direction
-) -> Callable[[], list[list[int]]]:
-    return lambda: tokenizer.encode(texts, prompt_name=prompt_name, truncate=truncate, direction=direction)
-
-
-def _utf8(texts: list[str]) -> Tensor:
-    try:
-        return Tensor.from_strings(texts)
-    except UnicodeEncodeError:
-        raise InvalidRequest("a text holds a lone surrogate, which UTF-8 cannot carry") from None
-
-
-def embed_params(normalize: bool | None, dimensions: int) -> dict[str, Param]:
-    """The parameters of an embedding request that differ from the model's own."""
-    params: dict[str, Param] = {}
-    if normalize is not None:
-        params["normalize"] = normalize
-    if dimensions:
-        params["dimensions"] = dimensions
-    return params
-
-
 def to_tensors(info: ModelInfo, inputs: Mapping[str, Any]) -> Tensors:
     """Wire tensors of a request's inputs, by what the model declares; raises InvalidRequest naming the input."""
     declared = {i.name: i for i in info.inputs}
-    if info.text is not None and set(inputs) == {"text"}:
-        declared = {"text": InputInfo("text", "utf8")}
+    if info.text is not None and set(inputs) in ({"text"}, {"text", "text_pair"}):
+        declared = {name: InputInfo(name, "utf8") for name in inputs}
     if declared and set(inputs) != set(declared):
         wanted = ", ".join(declared)
         raise InvalidRequest(

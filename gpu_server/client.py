@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, TypeVar
 
-from gpu_server.calls import Call, Calls, Params, Priority, Value, Vectors, from_tensor, raise_item_errors
+from gpu_server.calls import Call, Params, Priority, Value, Vectors, from_tensor, raise_item_errors
 from gpu_server.connection import Reply
-from gpu_server.tokenizing import Direction, TextTokenizer
+from gpu_server.scores import Scores
+from gpu_server.text_calls import SparseVector, TextCalls, TokenLabel
+from gpu_server.tokenizing import Direction, Text, TextTokenizer
 from gpu_server.wire import Tensors
 from gpu_server.wire.documents import Hello, ModelInfo, Status
+from gpu_server.wire.monitoring import History
 
 T = TypeVar("T")
+Wait = Callable[[Future[Reply]], Reply]
 
 
 class Client:
@@ -29,7 +33,7 @@ class Client:
     """
 
     def __init__(self, endpoint: str | None = None, *, timeout_s: float = 30.0) -> None:
-        self._calls = Calls(endpoint, timeout_s)
+        self._calls = TextCalls(endpoint, timeout_s)
 
     @property
     def endpoint(self) -> str:
@@ -62,6 +66,122 @@ class Client:
             )
         )  # fmt: skip
 
+    def embed_tokens(
+        self,
+        texts: str | Sequence[str],
+        *,
+        model: str = "",
+        prompt_name: str = "",
+        truncate: bool = True,
+        direction: Direction = "right",
+        priority: Priority = 1,
+        timeout_s: float | None = None,
+    ) -> list[Vectors]:
+        """Embeddings of every token of each text, special tokens included, as float32 `[tokens, hidden size]` a text.
+
+        Options as `embed`.
+        """
+        return self._run(
+            self._calls.embed_tokens(
+                texts,
+                model=model, prompt_name=prompt_name, truncate=truncate, direction=direction,
+                priority=priority, timeout_s=timeout_s,
+            )
+        )  # fmt: skip
+
+    def embed_sparse(
+        self,
+        texts: str | Sequence[str],
+        *,
+        model: str = "",
+        prompt_name: str = "",
+        truncate: bool = True,
+        direction: Direction = "right",
+        priority: Priority = 1,
+        timeout_s: float | None = None,
+    ) -> list[SparseVector]:
+        """Sparse vectors of a SPLADE model, or of BGE-M3: what is not 0, by ascending index.
+
+        Options as `embed`.
+        """
+        return self._run(
+            self._calls.embed_sparse(
+                texts,
+                model=model, prompt_name=prompt_name, truncate=truncate, direction=direction,
+                priority=priority, timeout_s=timeout_s,
+            )
+        )  # fmt: skip
+
+    def rerank(
+        self,
+        query: str,
+        documents: Sequence[str],
+        *,
+        model: str = "",
+        raw_scores: bool = False,
+        truncate: bool = True,
+        direction: Direction = "right",
+        priority: Priority = 1,
+        timeout_s: float | None = None,
+    ) -> Scores:
+        """How well each document answers the query: float32 `[documents]`, in the order given; the higher, the better.
+
+        raw_scores: the model's logits, without its activation. truncate: cut pairs that are too long, the longer text
+        first; off, they are refused. Other options as `embed`. Raises UnsupportedOperation if the model is no reranker.
+        """
+        return self._run(
+            self._calls.rerank(
+                query, documents,
+                model=model, raw_scores=raw_scores, truncate=truncate, direction=direction,
+                priority=priority, timeout_s=timeout_s,
+            )
+        )  # fmt: skip
+
+    def classify(
+        self,
+        texts: Text | Sequence[Text],
+        *,
+        model: str = "",
+        raw_scores: bool = False,
+        truncate: bool = True,
+        direction: Direction = "right",
+        priority: Priority = 1,
+        timeout_s: float | None = None,
+    ) -> Scores:
+        """Scores of each label of the model for each text, or each pair of texts: float32 `[texts, labels]`.
+
+        `model().labels` names them. Options as `rerank`.
+        """
+        return self._run(
+            self._calls.classify(
+                texts,
+                model=model, raw_scores=raw_scores, truncate=truncate, direction=direction,
+                priority=priority, timeout_s=timeout_s,
+            )
+        )  # fmt: skip
+
+    def classify_tokens(
+        self,
+        texts: str | Sequence[str],
+        *,
+        model: str = "",
+        truncate: bool = True,
+        direction: Direction = "right",
+        priority: Priority = 1,
+        timeout_s: float | None = None,
+    ) -> list[list[TokenLabel]]:
+        """Each token of each text with its label, as named-entity recognisers give them; special tokens are left out.
+
+        Options as `embed`. Raises MissingDependency if `tokenizers` is not installed here.
+        """
+        return self._run(
+            self._calls.classify_tokens(
+                texts,
+                model=model, truncate=truncate, direction=direction, priority=priority,
+                timeout_s=timeout_s,
+            )
+        )  # fmt: skip
+
     def infer(
         self,
         model: str = "",
@@ -84,17 +204,23 @@ class Client:
         raise_item_errors(reply)
         return {name: from_tensor(tensor) for name, tensor in reply.outputs.items()}
 
-    def embed_request(self, texts: list[str], **options: Any) -> Reply:
-        """One embedding request with its reply's header (timings, per-item errors); options as `Calls.embed_requests`."""
-        return self._run(self._calls.embed_request(texts, **options))
+    def text_request(self, texts: Sequence[Text], **options: Any) -> Reply:
+        """One request of texts or pairs with its reply's header (timings, per-item errors).
+
+        options: as `TextCalls.text_requests`. Raises TooLarge if they do not fit one.
+        """
+        return self._run(self._calls.text_request(texts, **options))
 
     def infer_request(self, model: str, inputs: dict[str, Any], **options: Any) -> Reply:
         """One request of Python values with its reply's header; options as `Calls.infer`."""
         return self._run(self._calls.infer(model, inputs, **options))
 
-    def request(self, inputs: Tensors | None = None, **options: Any) -> Reply:
-        """One request as the protocol has it; options as `Calls.request`."""
-        return self._run(self._calls.request(inputs, **options))
+    def request(self, inputs: Tensors | None = None, *, wait: Wait = Future.result, **options: Any) -> Reply:
+        """One request as the protocol has it; options as `Calls.request`.
+
+        wait: waits for a future and returns its result; it may give up, by cancelling the future and raising.
+        """
+        return self._run(self._calls.request(inputs, **options), wait)
 
     def hello(self, *, refresh: bool = False, timeout_s: float | None = None) -> Hello:
         """Versions, limits and models of the daemon; kept until the connection changes or `refresh` asks anew."""
@@ -107,6 +233,10 @@ class Client:
     def metrics(self, *, timeout_s: float | None = None) -> str:
         """The daemon's metrics in Prometheus text format."""
         return self._run(self._calls.metrics(timeout_s))
+
+    def history(self, since: int = 0, *, timeout_s: float | None = None) -> History:
+        """A point for each of the last 300 seconds, or of those after point number `since`."""
+        return self._run(self._calls.history(since, timeout_s))
 
     def models(self, *, timeout_s: float | None = None) -> list[ModelInfo]:
         """The models that are served; the first is the default. Raises ModelLoading before any is ready."""
@@ -127,7 +257,7 @@ class Client:
         """Close this process's connection; the next call opens a new one."""
         self._calls.connections.close()
 
-    def _run(self, call: Call[T]) -> T:
+    def _run(self, call: Call[T], wait: Wait = Future.result) -> T:
         """Take a call's steps in this thread, waiting for each reply."""
         value: Any = None
         error: BaseException | None = None
@@ -139,7 +269,7 @@ class Client:
                 return result
             value, error = None, None
             try:
-                value = step.result() if isinstance(step, Future) else step()
+                value = wait(step) if isinstance(step, Future) else step()
             except Exception as raised:  # noqa: BLE001 - handed to the call, which knows what to do with it
                 error = raised
 

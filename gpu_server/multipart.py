@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 _NOBLOCK = int(zmq.NOBLOCK)
 _NOBLOCK_MORE = int(zmq.NOBLOCK) | int(zmq.SNDMORE)
-_recv = CompiledSocket.recv
-_send = CompiledSocket.send
+_recv: Any = CompiledSocket.recv
+_send: Any = CompiledSocket.send
 
 
 def receive(socket: zmq.Socket[bytes]) -> list[bytes]:
@@ -45,8 +45,11 @@ def receive_with_last(
     return frames, frame, most_frames > 0
 
 
-def send(socket: zmq.Socket[bytes], frames: Sequence[Buffer]) -> None:
-    """Send a message without waiting; raises zmq.Again when the pipe is full, before any frame has gone."""
-    last = len(frames) - 1
-    for i, frame in enumerate(frames):
-        _send(socket, frame, _NOBLOCK if i == last else _NOBLOCK_MORE)
+def send(socket: zmq.Socket[bytes], frames: Sequence[Buffer], copy: bool = True) -> None:
+    """Send a message without waiting; raises zmq.Again when the pipe is full, before any frame has gone.
+
+    copy: False lends large frames to libzmq, which must not change until they have left.
+    """
+    for frame in frames[:-1]:
+        _send(socket, frame, _NOBLOCK_MORE, copy)
+    _send(socket, frames[-1], _NOBLOCK, copy)

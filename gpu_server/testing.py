@@ -67,24 +67,83 @@ def echo_model(name: str = "echo") -> FakeModel:
 
 def embedding_model(name: str = "fake/embedding", dimensions: int = 8, max_length: int = 64) -> FakeModel:
     """A text model whose vectors depend on the token ids alone: the same text gives the same unit vector everywhere."""
-    tokenizer = byte_tokenizer()
-    text = TextInfo(
-        digest=digest(tokenizer), max_length=max_length, vocab_size=258, prompts={"query": "query: "}
-    )
-    info = ModelInfo(
-        name=name, version="1", kind="embedding", source=name, device="cpu", dtype="float32",
-        inputs=(InputInfo("input_ids", "i32", (-1,)),), cost="input_ids", text=text, dimensions=dimensions,
-        pooling="mean", normalize=True,
+    info = _text_info(
+        name, kind="embedding", max_length=max_length, dimensions=dimensions, pooling="mean", normalize=True,
+        outputs=("embedding", "token_embeddings"),
     )  # fmt: skip
 
     def embed(inputs: Tensors, params: Mapping[str, Any]) -> Mapping[str, Any]:
+        if params.get("output") == "token_embeddings":
+            tokens = [
+                np.stack([fake_vector([i], dimensions) for i in row]) for row in inputs["input_ids"].rows()
+            ]
+            return {"token_embeddings": Tensor.from_rows(tokens, "f32")}
         rows = [fake_vector(row.tolist(), dimensions) for row in inputs["input_ids"].rows()]
         matrix = np.stack(rows)[:, : params.get("dimensions") or dimensions]
         if params.get("normalize", True):
             matrix = matrix / np.linalg.norm(matrix, axis=1, keepdims=True)
         return {"embedding": matrix}
 
-    return FakeModel(info, embed, tokenizer)
+    return FakeModel(info, embed, byte_tokenizer())
+
+
+def _text_info(name: str, *, max_length: int = 64, **facts: Any) -> ModelInfo:
+    text = TextInfo(
+        digest=digest(byte_tokenizer()), max_length=max_length, vocab_size=258, prompts={"query": "query: "}
+    )
+    known: dict[str, Any] = {"inputs": (InputInfo("input_ids", "i32", (-1,)),), **facts}
+    return ModelInfo(
+        name=name,
+        version="1",
+        source=name,
+        device="cpu",
+        dtype="float32",
+        cost="input_ids",
+        text=text,
+        **known,
+    )
+
+
+def scores_model(name: str = "fake/reranker", labels: tuple[str, ...] = ("LABEL_0",)) -> FakeModel:
+    """A reranker, or with more than one label a classifier; logits depend on the token ids and types alone."""
+    typed = (InputInfo("input_ids", "i32", (-1,)), InputInfo("token_type_ids", "i32", (-1,)))
+    info = _text_info(
+        name, kind="reranker" if len(labels) == 1 else "classifier", inputs=typed, labels=labels,
+        activation="sigmoid" if len(labels) == 1 else "softmax",
+    )  # fmt: skip
+
+    def score(inputs: Tensors, params: Mapping[str, Any]) -> Mapping[str, Any]:
+        rows = zip(inputs["input_ids"].rows(), inputs["token_type_ids"].rows(), strict=True)
+        return {"logits": np.stack([fake_vector([*ids, *types], len(labels)) for ids, types in rows])}
+
+    return FakeModel(info, score, byte_tokenizer())
+
+
+def sparse_model(name: str = "fake/sparse") -> FakeModel:
+    """A sparse model: each token id that occurs, with the number of times it does."""
+
+    def count(inputs: Tensors, params: Mapping[str, Any]) -> Mapping[str, Any]:
+        found = [np.unique(row, return_counts=True) for row in inputs["input_ids"].rows()]
+        values = [counts.astype(np.float32) for _, counts in found]
+        return {
+            "sparse_indices": Tensor.from_rows([ids for ids, _ in found]),
+            "sparse_values": Tensor.from_rows(values, "f32"),
+        }
+
+    return FakeModel(_text_info(name, kind="sparse", dimensions=258), count, byte_tokenizer())
+
+
+def token_classifier_model(name: str = "fake/tokens", labels: tuple[str, ...] = ("even", "odd")) -> FakeModel:
+    """A token classifier that is sure of the label with the number `id % len(labels)`."""
+
+    def label(inputs: Tensors, params: Mapping[str, Any]) -> Mapping[str, Any]:
+        sure = 10 * np.eye(len(labels), dtype=np.float32)
+        return {
+            "logits": Tensor.from_rows([sure[row % len(labels)] for row in inputs["input_ids"].rows()], "f32")
+        }
+
+    info = _text_info(name, kind="token_classifier", labels=labels, activation="softmax")
+    return FakeModel(info, label, byte_tokenizer())
 
 
 def fake_vector(ids: list[int], dimensions: int = 8) -> np.ndarray[Any, np.dtype[np.float32]]:
@@ -101,12 +160,13 @@ def byte_tokenizer() -> bytes:
     level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
     parts = [{"SpecialToken": {"id": "[CLS]", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
     parts.append({"SpecialToken": {"id": "[SEP]", "type_id": 0}})
+    second = [{"Sequence": {"id": "B", "type_id": 1}}, {"SpecialToken": {"id": "[SEP]", "type_id": 1}}]
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     return json.dumps({
         "version": "1.0", "truncation": None, "padding": None, "normalizer": None, "pre_tokenizer": level, "decoder": level,
         "added_tokens": [{"id": i, "content": t, **flags} for t, i in special.items()],
         "post_processor": {
-            "type": "TemplateProcessing", "single": parts, "pair": parts,
+            "type": "TemplateProcessing", "single": parts, "pair": [*parts, *second],
             "special_tokens": {t: {"id": t, "ids": [i], "tokens": [t]} for t, i in special.items()},
         },
         "model": {"type": "BPE", "vocab": vocab | special, "merges": [], "dropout": None, "unk_token": None,
@@ -224,7 +284,7 @@ class FakeServer:
             return document(
                 "metrics", "# HELP gpu_server_fake 1\n# TYPE gpu_server_fake gauge\ngpu_server_fake 1\n"
             ), None
-        if header.op == "cancel":
+        if header.op in ("cancel", "report"):
             return {}, None
         model = self.models.get(header.model) if header.model else next(iter(self.models.values()))
         if model is None:

@@ -6,9 +6,10 @@ import hashlib
 import os
 import threading
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from gpu_server.errors import ConfigError, InvalidRequest, MissingDependency
+from gpu_server.wire import Tensor, Tensors
 from gpu_server.wire.documents import TextInfo
 
 if TYPE_CHECKING:
@@ -18,6 +19,15 @@ if TYPE_CHECKING:
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 Direction = Literal["left", "right"]
+Text = str | tuple[str, str]
+"""One text, or a pair of them that the model reads together."""
+
+
+class TypedRow(NamedTuple):
+    """One item's token ids, and for each of them which text of a pair it comes from."""
+
+    ids: list[int]
+    type_ids: list[int]
 
 
 def available() -> bool:
@@ -71,23 +81,55 @@ class TextTokenizer:
         `prompt_name` picks a prompt of the model ("" means its default). Raises InvalidRequest on an unknown prompt, and
         on a text over the limit when `truncate` is off (naming the text and the limit).
         """
-        prompt = self._prompt(prompt_name)
-        tokenizer = self._truncating(direction) if truncate else self._plain
-        rows = [
-            e.ids for e in tokenizer.encode_batch_fast([prompt + t for t in texts] if prompt else list(texts))
-        ]
-        if not truncate:
-            for i, row in enumerate(rows):
-                if len(row) > self.info.max_length:
-                    raise InvalidRequest(
-                        f"input {i} has {len(row)} tokens, more than max_length = {self.info.max_length}",
-                        {"item": i, "limit": "max_length"},
-                    )
-        return rows
+        prompt = self.prompt(prompt_name)
+        rows = [prompt + t for t in texts] if prompt else list(texts)
+        return [e.ids for e in self._encode(rows, truncate, direction)]
 
-    def tokenize(self, texts: Sequence[str], *, special: bool = True) -> list[Encoding]:
-        """Full encodings (ids, tokens, offsets) of each text, not truncated."""
-        return self._plain.encode_batch(list(texts), add_special_tokens=special)
+    def encode_pairs(
+        self, texts: Sequence[Text], *, truncate: bool = True, direction: Direction = "right"
+    ) -> list[TypedRow]:
+        """Token ids and types of each pair or single text, special tokens included, at most `info.max_length`.
+
+        Of a pair the longer text is cut first. Raises InvalidRequest as `encode`.
+        """
+        return [TypedRow(e.ids, e.type_ids) for e in self._encode(list(texts), truncate, direction)]
+
+    def inputs(
+        self,
+        texts: Sequence[Text],
+        *,
+        typed: bool = False,
+        prompt_name: str = "",
+        truncate: bool = True,
+        direction: Direction = "right",
+    ) -> Tensors:
+        """The inputs of a request: `input_ids` of texts or pairs, and `token_type_ids` if `typed`.
+
+        Raises InvalidRequest as `encode`, and on a prompt where types or pairs are wanted.
+        """
+        if not typed and all(isinstance(text, str) for text in texts):
+            plain = [text for text in texts if isinstance(text, str)]
+            ids = self.encode(plain, prompt_name=prompt_name, truncate=truncate, direction=direction)
+            return {"input_ids": Tensor.from_rows(ids, "i32")}
+        if prompt_name:
+            raise InvalidRequest("prompt_name is for models that embed", {"field": "prompt_name"})
+        rows = self.encode_pairs(texts, truncate=truncate, direction=direction)
+        inputs = {"input_ids": Tensor.from_rows([row.ids for row in rows], "i32")}
+        if typed:
+            inputs["token_type_ids"] = Tensor.from_rows([row.type_ids for row in rows], "i32")
+        return inputs
+
+    def tokenize(
+        self,
+        texts: Sequence[str],
+        *,
+        special: bool = True,
+        truncate: bool = False,
+        direction: Direction = "right",
+    ) -> list[Encoding]:
+        """Full encodings (ids, tokens, offsets in characters) of each text."""
+        tokenizer = self._truncating(direction) if truncate else self._plain
+        return tokenizer.encode_batch(list(texts), add_special_tokens=special)
 
     def decode(self, rows: Sequence[Sequence[int]], *, skip_special: bool = True) -> list[str]:
         """The text of each row of ids. Raises InvalidRequest on an id outside the vocabulary."""
@@ -99,7 +141,20 @@ class TextTokenizer:
                 )
         return self._plain.decode_batch([list(r) for r in rows], skip_special_tokens=skip_special)
 
-    def _prompt(self, name: str) -> str:
+    def _encode(self, texts: list[Any], truncate: bool, direction: Direction) -> list[Encoding]:
+        if truncate:
+            return self._truncating(direction).encode_batch_fast(texts)
+        encodings = self._plain.encode_batch_fast(texts)
+        for i, encoding in enumerate(encodings):
+            if len(encoding) > self.info.max_length:
+                raise InvalidRequest(
+                    f"input {i} has {len(encoding)} tokens, more than max_length = {self.info.max_length}",
+                    {"item": i, "limit": "max_length"},
+                )
+        return encodings
+
+    def prompt(self, name: str) -> str:
+        """The text of a prompt, "" for the model's default. Raises InvalidRequest on an unknown name."""
         chosen = name or self.info.default_prompt
         if not chosen:
             return ""

@@ -17,6 +17,7 @@ from gpu_server.engine import device as devices
 from gpu_server.engine import shapes
 from gpu_server.engine.loader import LoadedModel, load
 from gpu_server.engine.runner import Runner
+from gpu_server.models.text.graphs import Staged
 from gpu_server.wire.events import EngineSpec, ModelSpec
 from gpu_server.wire.tensor import Tensor
 
@@ -24,24 +25,35 @@ BUDGETS = (1024, 2048, 4096, 8192, 16_384)
 MEDIAN_TOKENS, SIGMA, SHORTEST, LONGEST = 40, 0.8, 3, 512
 """Mixed lengths: lognormal, clipped; as in the figures of docs/performance.md."""
 SINGLE_TOKENS = 16
-LATENCY_RUNS = 300
+LATENCY_RUNS = 500
+REPLAYS = 20
 SECONDS = 1.0
 
 Progress = Callable[[str, float], None]
 
 
 class Row(msgspec.Struct):
-    """One batch size: tokens per second through the engine, and the part of the matmul ceiling that its sums are."""
+    """One batch size: tokens per second through the engine, and the part of the matmul ceiling that its sums are.
+
+    bare_us: the batch's graph replayed again and again, with nothing around it; 0 without graphs. loop_share: that over
+    `batch_us`.
+    """
 
     tokens: int
     items: int
     batch_us: float
     tokens_per_s: float
     ceiling_share: float
+    bare_us: float
+    loop_share: float
 
 
 class Report(msgspec.Struct):
-    """What `gpu-server bench forward` found. Times in microseconds unless named otherwise."""
+    """What `gpu-server bench forward` found. Times in microseconds unless named otherwise.
+
+    load_s: from nothing to ready to serve. capture_s, capture_mib: what capturing the graphs took of that, and of device
+    memory; 0 without graphs.
+    """
 
     model: str
     device: str
@@ -50,6 +62,8 @@ class Report(msgspec.Struct):
     runs: str
     ceiling_tflops: float
     load_s: float
+    capture_s: float
+    capture_mib: float
     memory_mib: float
     single_p50_us: float
     single_p99_us: float
@@ -70,6 +84,7 @@ def run(source: str, shape: str, settings: config.EngineConfig, progress: Progre
         load_s = time.perf_counter() - started
     progress("one text", 0.6)
     single = _latencies(loaded, SINGLE_TOKENS)
+    captured = getattr(loaded.model, "captured", None)
     report = Report(
         model=shape or loaded.info.source,
         device=devices.describe(device),
@@ -78,6 +93,8 @@ def run(source: str, shape: str, settings: config.EngineConfig, progress: Progre
         runs=loaded.info.runs,
         ceiling_tflops=ceiling / 1e12,
         load_s=load_s,
+        capture_s=captured.seconds if captured else 0.0,
+        capture_mib=captured.memory / 2**20 if captured else 0.0,
         memory_mib=torch.cuda.memory_reserved(device) / 2**20 if device.type == "cuda" else 0.0,
         single_p50_us=statistics.median(single) * 1e6,
         single_p99_us=sorted(single)[int(len(single) * 0.99)] * 1e6,
@@ -122,13 +139,32 @@ def _throughput(loaded: LoadedModel, budget: int, in_flight: int, ceiling: float
     lengths = mixed_lengths(budget, info.text.max_length if info.text else LONGEST)
     inputs = _inputs(loaded, lengths)
     batches = _timed_batches(loaded.runner, inputs, in_flight)
+    bare = _timed_replays(loaded, inputs)
     return Row(
         tokens=budget,
         items=len(lengths),
         batch_us=batches * 1e6,
         tokens_per_s=budget / batches,
         ceiling_share=shapes.operations(loaded.model, lengths) / batches / ceiling,
+        bare_us=bare * 1e6,
+        loop_share=bare / batches,
     )
+
+
+def _timed_replays(loaded: LoadedModel, inputs: dict[str, Tensor]) -> float:
+    """Seconds of one replay of the graph that such a batch runs in; 0 where it runs without one."""
+    staged = getattr(loaded.model.collate(inputs, loaded.runner.device), "packed", None)
+    if not isinstance(staged, Staged):
+        return 0.0
+    staged.bucket.replay()
+    torch.cuda.synchronize()
+    started, count = time.perf_counter(), 0
+    while time.perf_counter() - started < SECONDS / 2:
+        for _ in range(REPLAYS):
+            staged.bucket.replay()
+        torch.cuda.synchronize()
+        count += REPLAYS
+    return (time.perf_counter() - started) / count
 
 
 def _timed_batches(runner: Runner, inputs: dict[str, Tensor], in_flight: int) -> float:
@@ -150,12 +186,15 @@ def _timed_batches(runner: Runner, inputs: dict[str, Tensor], in_flight: int) ->
 
 def _latencies(loaded: LoadedModel, tokens: int) -> list[float]:
     inputs = _inputs(loaded, [tokens])
+    begun = time.perf_counter()
+    # An idle GPU has a low clock and takes a while to raise it.
+    while time.perf_counter() - begun < SECONDS / 2:
+        loaded.runner.run(inputs)
     seconds = []
-    for number in range(LATENCY_RUNS + 20):
+    for _ in range(LATENCY_RUNS):
         started = time.perf_counter()
         loaded.runner.run(inputs)
-        if number >= 20:
-            seconds.append(time.perf_counter() - started)
+        seconds.append(time.perf_counter() - started)
     return seconds
 
 
@@ -171,6 +210,7 @@ def _spec(source: str, settings: config.EngineConfig) -> EngineSpec:
         endpoint="",
         device=settings.device,
         threads=settings.threads,
+        max_memory_mb=settings.max_memory_mb,
         max_batch_tokens=settings.max_batch_tokens,
         max_batch_items=settings.max_batch_items,
         batches_in_flight=settings.batches_in_flight,

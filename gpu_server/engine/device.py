@@ -6,6 +6,7 @@ import os
 
 import torch
 
+from gpu_server.engine import cores
 from gpu_server.errors import ConfigError
 
 # What torch says of these is a plain RuntimeError, and the context stays good.
@@ -39,7 +40,7 @@ def prepare(device: torch.device, threads: int) -> None:
     cuDNN attention plans anew for each shape (about 62 ms and host memory that stays), which padded and user models
     meet with every new batch; set GPU_SERVER_CUDNN_ATTENTION=1 to keep it.
     """
-    torch.set_num_threads(threads or _cpus())
+    torch.set_num_threads(threads or cores.available())
     torch.set_grad_enabled(False)
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -65,13 +66,6 @@ def is_lost(error: BaseException) -> bool:
     return isinstance(error, torch.AcceleratorError) or (
         isinstance(error, RuntimeError) and str(error).startswith("CUDA error")
     )
-
-
-def _cpus() -> int:
-    """Cores that this process may use: a container or taskset may leave it fewer than there are."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def release_memory(device: torch.device) -> None:

@@ -14,12 +14,15 @@ import msgspec
 import torch
 
 from gpu_server import source
+from gpu_server.engine import verify
+from gpu_server.engine.memory import Stages
 from gpu_server.engine.runner import Runner
 from gpu_server.errors import ConfigError, ModelClassError
 from gpu_server.models.base import Model
 from gpu_server.tokenizing import TextTokenizer
 from gpu_server.wire.documents import InputInfo, ModelInfo
 from gpu_server.wire.events import EngineSpec, ModelSpec
+from gpu_server.wire.monitoring import ModelMemory
 from gpu_server.wire.tensor import ITEMSIZE, Tensor
 
 Progress = Callable[[str, float], None]
@@ -31,19 +34,24 @@ _ATTRIBUTES = (
 
 
 class LoadedModel:
-    """A model that can run, with its facts."""
+    """A model that can run, with its facts and the memory that loading and warming it up took."""
 
-    def __init__(self, model: Model, runner: Runner, info: ModelInfo) -> None:
+    def __init__(
+        self, model: Model, runner: Runner, info: ModelInfo, memory: ModelMemory | None = None
+    ) -> None:
         self.model = model
         self.runner = runner
         self.info = info
+        self.memory = memory or ModelMemory(name=info.name)
 
 
 def load(spec: ModelSpec, engine: EngineSpec, device: torch.device, progress: Progress) -> LoadedModel:
     """Load and warm one model; `progress(phase, done)` gets a part of 1. Raises ConfigError or what the model raises."""
     progress(f"loading {spec.name}", 0.0)
     model = _make(spec, engine)
+    stages = Stages(device)
     model.load(device)
+    stages.loaded()
     info = _describe(model, spec, engine, device)
     model.max_batch_tokens, model.max_batch_items = info.max_batch_tokens, info.max_batch_items
     runner = Runner(model, device)
@@ -51,19 +59,19 @@ def load(spec: ModelSpec, engine: EngineSpec, device: torch.device, progress: Pr
     progress(warming, 0.6)
 
     def run(inputs: dict[str, Tensor]) -> None:
-        runner.run(inputs)
+        verify.check(spec.name, runner.run(inputs))
 
     model.progress = lambda done: progress(warming, 0.6 + 0.4 * done)  # type: ignore[method-assign]
     model.warm_up(run)
     model.describe(info)
-    return LoadedModel(model, runner, info)
+    return LoadedModel(model, runner, info, stages.warmed_up(spec.name))
 
 
 def _make(spec: ModelSpec, engine: EngineSpec) -> Model:
     if source.kind_of(spec.source) != "class":
-        from gpu_server.models.text.embedding import EmbeddingModel
+        from gpu_server.models.text.choice import choose
 
-        return EmbeddingModel(
+        return choose(
             spec.source,
             revision=spec.revision,
             dtype=spec.dtype,
@@ -158,8 +166,11 @@ def _check_text(info: ModelInfo, model: Model) -> None:
     """A text model must have what the daemon needs to tokenise for it and to check the ids."""
     if info.text is None:
         return
-    if info.inputs != (InputInfo("input_ids", "i32", (-1,)),):
-        raise ConfigError(f"{info.source}: a model with text takes one input, input_ids: i32 (-1,)")
+    ids, types = (InputInfo(name, "i32", (-1,)) for name in ("input_ids", "token_type_ids"))
+    if info.inputs not in ((ids,), (ids, types)):
+        raise ConfigError(
+            f"{info.source}: a model with text takes input_ids: i32 (-1,), and perhaps token_type_ids: i32 (-1,)"
+        )
     data = model.tokenizer_json()
     if data is None:
         raise ConfigError(f"{info.source}: a model with text must give its tokenizer_json()")

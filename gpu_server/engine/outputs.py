@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import accumulate
+from math import isfinite
 from typing import Any
 
 import numpy as np
 import torch
 
 from gpu_server.errors import ModelFailed
+from gpu_server.models.base import Ragged
 from gpu_server.wire import ItemError, Tensor, Tensors
 from gpu_server.wire.convert import as_tensor
 
@@ -21,9 +24,9 @@ MAX_NAME_LENGTH = 64
 def stage(outputs: Mapping[str, Any]) -> Staged:
     """Copy what a later forward could overwrite: device tensors into pinned memory, those on the host at once.
 
-    Wait for the device before `finish`.
+    Wait for the device before `finish`. Raises ModelFailed, naming the output, if a tensor has no wire form.
     """
-    return {name: _to_host(value) for name, value in outputs.items()}
+    return {name: _stage(name, value) for name, value in outputs.items()}
 
 
 def finish(staged: Staged, items: int, check_finite: bool) -> tuple[Tensors, list[ItemError]]:
@@ -40,7 +43,7 @@ def finish(staged: Staged, items: int, check_finite: bool) -> tuple[Tensors, lis
             raise ModelFailed(f"output {name!r} has {tensor.items} rows for {items} items")
         tensors[name] = tensor
         if check_finite and tensor.dtype in ("f16", "f32", "f64"):
-            for item in _not_finite(tensor):
+            for item in not_finite(tensor):
                 errors[item] = ItemError(item, ModelFailed.code, f"output {name!r} holds NaN or infinity")
     failed = sorted(errors)
     if failed:
@@ -65,6 +68,12 @@ def _is_unicode(name: str) -> bool:
     return not any("\ud800" <= character <= "\udfff" for character in name)
 
 
+def _stage(name: str, value: Any) -> Any:
+    """A whole tensor gets its wire form before its bytes are there: the device works meanwhile."""
+    host = _to_host(value)
+    return _to_wire(name, host) if isinstance(host, torch.Tensor) else host
+
+
 def _to_host(value: Any) -> Any:
     if isinstance(value, torch.Tensor):
         value = value.detach()
@@ -76,6 +85,8 @@ def _to_host(value: Any) -> Any:
         return host.copy_(value, non_blocking=True)
     if isinstance(value, np.ndarray):
         return value.copy()
+    if isinstance(value, Ragged):
+        return Ragged(_to_host(value.values), value.lengths)
     if isinstance(value, list | tuple):
         return [_to_host(v) for v in value]
     return value
@@ -91,9 +102,13 @@ def _own(value: torch.Tensor) -> torch.Tensor:
 
 
 def _to_wire(name: str, value: Any) -> Tensor:
+    if isinstance(value, Tensor):
+        return value
     try:
         if isinstance(value, torch.Tensor):
             return _dense(value.contiguous().numpy())
+        if isinstance(value, Ragged):
+            return _rows_of(value)
         if isinstance(value, list) and value:
             if all(isinstance(v, torch.Tensor) for v in value):
                 return _ragged([v.numpy() for v in value])
@@ -110,6 +125,14 @@ def _dense(array: np.ndarray[Any, Any]) -> Tensor:
         raise TypeError("a scalar has no rows")
     shell = Tensor.from_numpy(array[:0])
     return Tensor(shell.dtype, array.shape, array.reshape(-1).view(np.uint8).data)
+
+
+def _rows_of(value: Ragged) -> Tensor:
+    flat = _dense(np.asarray(value.values))
+    offsets = [0, *accumulate(map(int, value.lengths))]
+    if offsets[-1] != flat.items or 0 in flat.shape[1:]:
+        raise TypeError(f"{flat.items} rows, of lengths that add up to {offsets[-1]}")
+    return Tensor(flat.dtype, (len(value.lengths), -1, *flat.shape[1:]), flat.data, offsets)
 
 
 def _ragged(rows: list[np.ndarray[Any, Any]]) -> Tensor:
@@ -129,12 +152,13 @@ def _blanked(tensor: Tensor, items: list[int]) -> Tensor:
     return Tensor.concat([*parts, tensor.slice(at, tensor.items)])
 
 
-def _not_finite(tensor: Tensor) -> list[int]:
+def not_finite(tensor: Tensor) -> list[int]:
+    """The items of a float tensor that hold NaN or infinity."""
     if tensor.offsets is not None:
         return [i for i, row in enumerate(tensor.rows()) if not np.isfinite(row.astype(np.float64)).all()]
     array = tensor.to_numpy().reshape(tensor.items, -1)
     with np.errstate(all="ignore"):
         # One sum settles the usual case: it is finite only if every element is (or it overflows, and we look closer).
-        if np.isfinite(array.sum(dtype=np.float64)):
+        if isfinite(array.sum(dtype=np.float64)):
             return []
     return [int(i) for i in np.flatnonzero(~np.isfinite(array).all(axis=1))]

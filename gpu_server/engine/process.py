@@ -9,14 +9,21 @@ import sys
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import zmq
 
 from gpu_server import endpoint as endpoints
 from gpu_server import logs
 from gpu_server.engine import parent
-from gpu_server.errors import ConfigError, DeviceLost, EngineStartFailed, GPUServerError, MissingDependency
+from gpu_server.errors import (
+    ConfigError,
+    DeviceLost,
+    EngineStartFailed,
+    GPUServerError,
+    MissingDependency,
+    OutOfMemory,
+)
 from gpu_server.source import INSTALL_SERVER
 from gpu_server.wire.events import EngineSpec, Event, pack, unpack_spec
 
@@ -49,15 +56,20 @@ def _start(spec: EngineSpec, pipe: Connection, socket: zmq.Socket[bytes]) -> Eng
     def progress(phase: str, done: float, device: str = "") -> None:
         pipe.send_bytes(pack(Event(kind="progress", phase=phase, progress=done, device=device)))
 
+    if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:
+        # Without it, batches of changing sizes leave the device's memory in pieces too small for the next.
+        os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     progress("importing torch", 0.02)
     if importlib.util.find_spec("torch") is None:
         raise MissingDependency(f"torch is not installed; {INSTALL_SERVER}")
     from gpu_server.engine import device as devices
+    from gpu_server.engine import memory
     from gpu_server.engine.loader import LoadedModel, load
     from gpu_server.engine.server import EngineServer
 
     device = devices.choose(spec.device)
     devices.prepare(device, spec.threads)
+    memory.bound(device, spec.max_memory_mb)
     name = devices.describe(device)
     progress("device ready", 0.15, name)
     models: dict[str, LoadedModel] = {}
@@ -73,8 +85,19 @@ def _start(spec: EngineSpec, pipe: Connection, socket: zmq.Socket[bytes]) -> Eng
     os.umask(0o177)
     socket.bind(spec.endpoint)
     infos = tuple(loaded.info for loaded in models.values())
+    taken = [loaded.memory for loaded in models.values()]
+    reporter = memory.Reporter(
+        device, spec.max_memory_mb, taken, lambda seen: pipe.send_bytes(pack(Event(kind="memory", memory=seen)))
+    )
+    reporter.tick()
     pipe.send_bytes(pack(Event(kind="ready", progress=1.0, device=name, models=infos)))
-    return EngineServer(socket, models, in_flight=spec.batches_in_flight, max_bytes=spec.max_batch_bytes)
+    return EngineServer(
+        socket,
+        models,
+        in_flight=spec.batches_in_flight,
+        max_bytes=spec.max_batch_bytes,
+        after_batch=reporter.tick,
+    )
 
 
 def _report(pipe: Connection, error: Exception, serving: bool) -> int:
@@ -88,19 +111,23 @@ def _report(pipe: Connection, error: Exception, serving: bool) -> int:
         message = f"{type(error).__name__}: {error}".partition("\n")[0] + _where(error)
         log.debug("engine failed", exc_info=error)
     code = error.exit_code if isinstance(error, ConfigError) else EngineStartFailed.exit_code
-    device_failed = _device_failed(error)
-    event = Event(kind="failed", message=message, exit_code=code, permanent=not device_failed and not serving)
+    fault = _fault(error)
+    event = Event(
+        kind="failed", message=message, exit_code=code, permanent=not fault and not serving, fault=fault
+    )
     with suppress(OSError):
         pipe.send_bytes(pack(event))
-    return DeviceLost.exit_code if device_failed else code
+    return DeviceLost.exit_code if fault else code
 
 
-def _device_failed(error: Exception) -> bool:
-    """Whether a fresh process may do better: the device was lost or full, the model is not at fault."""
+def _fault(error: Exception) -> Literal["", "device", "memory"]:
+    """What failed, where a fresh process may do better: the device was lost or full, the model is not at fault."""
     devices = sys.modules.get("gpu_server.engine.device")
-    return isinstance(error, DeviceLost) or (
-        devices is not None and bool(devices.is_lost(error) or devices.is_out_of_memory(error))
-    )
+    if isinstance(error, OutOfMemory) or (devices is not None and devices.is_out_of_memory(error)):
+        return "memory"
+    if isinstance(error, DeviceLost) or (devices is not None and devices.is_lost(error)):
+        return "device"
+    return ""
 
 
 def _where(error: Exception) -> str:

@@ -1,28 +1,28 @@
-"""Runs batches on one model: collate, forward, copy back, and finding the item that breaks a batch."""
+"""Runs batches on one model: collate, forward, copy back."""
 
 from __future__ import annotations
 
-import itertools
 import logging
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 
 from gpu_server.engine import device as devices
 from gpu_server.engine import outputs as results
+from gpu_server.engine.isolation import Answer, Isolation
 from gpu_server.errors import DeviceLost, ModelFailed, OutOfMemory, ProtocolError, RemoteError
 from gpu_server.models.base import Model
-from gpu_server.wire import ItemError, Tensor, Tensors, decode_reply, error_reply
+from gpu_server.wire import Tensors, decode_reply, error_reply
 
 log = logging.getLogger(__name__)
 
-Answer = tuple[Tensors, list[ItemError]]
-
 
 class Pending:
-    """A batch that has been started; `wait` gives its answer."""
+    """A batch that has been started; `wait` gives its answer.
+
+    fitting: after `wait`, what a batch may cost if this one was too large for the device's memory; else 0.
+    """
 
     def __init__(self, runner: Runner, inputs: Tensors, params: dict[str, Any]) -> None:
         self._runner = runner
@@ -31,6 +31,7 @@ class Pending:
         self._staged: results.Staged | None = None
         self._event: torch.cuda.Event | None = None
         self._error: RemoteError | None = None
+        self.fitting = 0
         self.started = time.perf_counter()
         try:
             self._staged, self._event = runner.start(inputs, params)
@@ -50,7 +51,11 @@ class Pending:
                 self._error = self._runner.translate(error)
             self._staged = None
         assert self._error is not None
-        return self._runner.isolate(self._inputs, self._params, self._error)
+        isolation = self._runner.isolation(self._params)
+        try:
+            return isolation.answer(self._inputs, self._error)
+        finally:
+            self.fitting = isolation.fitting
 
 
 class Runner:
@@ -99,65 +104,26 @@ class Runner:
         log.debug("forward failed", exc_info=error)
         return ModelFailed(f"the model raised {type(error).__name__}")
 
-    def isolate(self, inputs: Tensors, params: dict[str, Any], error: RemoteError) -> Answer:
-        """Halve a failed batch until the items that fail are alone; the others get their answers.
+    def isolation(self, params: dict[str, Any]) -> Isolation:
+        """Ready to find what made a batch with these parameters fail."""
+        return Isolation(
+            lambda part: self._try(part, params), self._cost, lambda: devices.release_memory(self.device)
+        )
 
-        One culprit among n items takes about 2·log2(n) more runs. The runs are bounded, so that a model that fails on
-        everything does not hold the engine: items not told apart by then share the error. Raises it if no item is left.
-        """
-        runs = 4 * (_items(inputs).bit_length() + 1)
-        return self._halve(inputs, params, error, itertools.count(runs, -1))
-
-    def _halve(
-        self, inputs: Tensors, params: dict[str, Any], error: RemoteError, runs: Iterator[int]
-    ) -> Answer:
-        items = _items(inputs)
-        if isinstance(error, OutOfMemory):
-            devices.release_memory(self.device)
-        if items == 1:
-            raise error
-        answers: list[tuple[int, int, Answer | RemoteError]] = []
-        for low, high in ((0, items // 2), (items // 2, items)):
-            part = {name: tensor.slice(low, high) for name, tensor in inputs.items()}
-            answers.append((low, high, self._try(part, params, error, runs)))
-        return _merge(answers)
-
-    def _try(
-        self, inputs: Tensors, params: dict[str, Any], error: RemoteError, runs: Iterator[int]
-    ) -> Answer | RemoteError:
-        if next(runs) <= 0:
-            return error
+    def _try(self, inputs: Tensors, params: dict[str, Any]) -> Answer | RemoteError:
         try:
-            try:
-                staged, event = self.start(inputs, params)
-                return self.collect(staged, event, inputs)
-            except Exception as raised:  # noqa: BLE001 - the boundary to user code
-                error = self.translate(raised)
-            # Out of the except block: its traceback would keep the failed batch's tensors alive.
-            return self._halve(inputs, params, error, runs)
-        except RemoteError as failed:
-            return failed
+            return self.collect(*self.start(inputs, params), inputs)
+        except Exception as raised:  # noqa: BLE001 - the boundary to user code
+            # Only its translation leaves: the traceback would keep the failed batch's tensors alive.
+            return self.translate(raised)
 
-
-def _merge(answers: list[tuple[int, int, Answer | RemoteError]]) -> Answer:
-    good = [answer for _, _, answer in answers if not isinstance(answer, RemoteError)]
-    if not good:
-        raise next(answer for _, _, answer in answers if isinstance(answer, RemoteError))
-    signatures = _signatures(good[0])
-    if any(_signatures(answer) != signatures for answer in good):
-        raise ModelFailed("the model's outputs change in name, type or shape from batch to batch")
-    columns: dict[str, list[Tensor]] = {name: [] for name in signatures}
-    errors: list[ItemError] = []
-    for low, high, answer in answers:
-        if isinstance(answer, RemoteError):
-            errors += [ItemError(item, answer.code, answer.message) for item in range(low, high)]
-            for name, column in columns.items():
-                column.append(Tensor.zeros(signatures[name], high - low))
-        else:
-            errors += [ItemError(low + e.item, e.code, e.message) for e in answer[1]]
-            for name, column in columns.items():
-                column.append(answer[0][name])
-    return {name: Tensor.concat(column) for name, column in columns.items()}, errors
+    def _cost(self, inputs: Tensors) -> int:
+        """What these items add to a batch, as the daemon counts it."""
+        cost, items = self.model.cost, _items(inputs)
+        if isinstance(cost, int):
+            return cost * items
+        lengths = inputs[cost].lengths()
+        return max(lengths) * items if self.model.padded else sum(lengths)
 
 
 def _sendable(error: RemoteError) -> RemoteError:
@@ -167,10 +133,6 @@ def _sendable(error: RemoteError) -> RemoteError:
     except (ProtocolError, TypeError, ValueError, OverflowError, RecursionError):
         return ModelFailed(f"the model raised {type(error).__name__} with contents that cannot be sent")
     return error
-
-
-def _signatures(answer: Answer) -> dict[str, tuple[str, tuple[int, ...]]]:
-    return {name: tensor.signature for name, tensor in answer[0].items()}
 
 
 def _items(inputs: Tensors) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import zmq
 
@@ -37,14 +37,24 @@ MAX_BATCH_ITEMS = 1 << 20
 
 
 class EngineServer:
-    """Serves loaded models to the daemon. All device work happens in the thread that calls `serve`."""
+    """Serves loaded models to the daemon. All device work happens in the thread that calls `serve`.
+
+    after_batch: called when a batch has been answered.
+    """
 
     def __init__(
-        self, socket: zmq.Socket[bytes], models: Mapping[str, LoadedModel], *, in_flight: int, max_bytes: int
+        self,
+        socket: zmq.Socket[bytes],
+        models: Mapping[str, LoadedModel],
+        *,
+        in_flight: int,
+        max_bytes: int,
+        after_batch: Callable[[], None] = lambda: None,
     ) -> None:
         self._socket = socket
         self._models = models
         self._in_flight = in_flight
+        self._after_batch = after_batch
         self._limits = Limits(
             max_frame_bytes=max_bytes, max_request_bytes=max_bytes, max_items=MAX_BATCH_ITEMS
         )
@@ -61,6 +71,7 @@ class EngineServer:
                 frames is None or len(self._pending) >= self._in_flight or self._pending[0][2].ready()
             ):
                 self._reply(*self._pending.popleft())
+                self._after_batch()
 
     def _receive(self, *, wait: bool) -> list[bytes] | None:
         try:
@@ -115,11 +126,11 @@ class EngineServer:
         self._send(peer, error_reply(header.id, error.code, error.message, error.retryable, error.details))
 
     def _timing(self, pending: Pending) -> Timing:
-        """The batch's own time on the device: from its start, or from the end of the one before it."""
+        """The batch's own time on the device, from its start or the end of the one before it; and the cost that fits."""
         now = time.perf_counter()
         seconds = now - max(pending.started, self._last_end)
         self._last_end = now
-        return Timing(compute_us=int(seconds * 1e6))
+        return Timing(compute_us=int(seconds * 1e6), batch_tokens=pending.fitting)
 
     def _send(self, peer: bytes, frames: list[Buffer]) -> None:
         self._socket.send_multipart([peer, *frames], copy=False)

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gpu_server.wire.convert import as_tensor
 from gpu_server.wire.documents import ModelInfo
 from gpu_server.wire.tensor import Tensor
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
+    from numpy.typing import NDArray
 
 Outputs = Any
-"""A torch tensor or numpy array `[items, …]`, a list of one per item (ragged, all of one dtype), a list of str or bytes, or
-a dict of up to 16 of those by names of up to 64 characters. What lies on the host is copied when `forward` returns."""
+"""A torch tensor or numpy array `[items, …]`, a list of one per item (ragged, all of one dtype), a `Ragged`, a list of str
+or bytes, or a dict of up to 16 of those by names of up to 64 characters. What lies on the host is copied when `forward`
+returns."""
+
+
+class Ragged(NamedTuple):
+    """Rows of all items end to end, a torch tensor or numpy array `[rows, …]`, and how many are each item's, on the host."""
+
+    values: Any
+    lengths: Sequence[int] | NDArray[np.int64]
 
 
 class Model:
@@ -31,8 +42,8 @@ class Model:
         they hold what is in force.
     """
 
-    inputs: ClassVar[Mapping[str, tuple[str, tuple[int, ...]]]] = {}
-    params: ClassVar[Mapping[str, Any]] = {}
+    inputs: Mapping[str, tuple[str, tuple[int, ...]]] = MappingProxyType({})
+    params: Mapping[str, Any] = MappingProxyType({})
     cost: int | str = 1
     padded: bool = False
     check_finite: bool = False
@@ -63,7 +74,10 @@ class Model:
         return outputs if isinstance(outputs, Mapping) else {"output": outputs}
 
     def example(self) -> Mapping[str, Any] | None:
-        """One item to warm up with, by input name (an array without the item dimension, a list of ids, a str or bytes)."""
+        """One item to warm up with, by input name (an array without the item dimension, a list of ids, a str or bytes).
+
+        Its answer must be finite: a model that fails on its own example is not served.
+        """
         return None
 
     def warm_up(self, run: Any) -> None:

@@ -7,7 +7,10 @@ from typing import Any, Literal, TypeVar
 import msgspec
 
 from gpu_server.wire.limits import Limits
+from gpu_server.wire.monitoring import EngineMemory, GPUStatus, WebStatus
 
+Kind = Literal["embedding", "sparse", "reranker", "classifier", "token_classifier", "custom"]
+Activation = Literal["", "softmax", "sigmoid", "identity"]
 State = Literal["starting", "loading", "ready", "degraded", "draining", "stopping", "failed"]
 
 
@@ -34,7 +37,7 @@ class ModelInfo(msgspec.Struct, omit_defaults=True, kw_only=True):
 
     name: str
     version: str = ""
-    kind: Literal["embedding", "custom"] = "custom"
+    kind: Kind = "custom"
     source: str = ""
     device: str = ""
     dtype: str = ""
@@ -49,6 +52,9 @@ class ModelInfo(msgspec.Struct, omit_defaults=True, kw_only=True):
     pooling: str = ""
     normalize: bool = False
     runs: str = ""
+    labels: tuple[str, ...] = ()
+    activation: Activation = ""
+    outputs: tuple[str, ...] = ()
 
 
 def answers_to(info: ModelInfo, name: str) -> bool:
@@ -79,6 +85,7 @@ class EngineStatus(msgspec.Struct, kw_only=True):
     restarts: int = 0
     in_flight: int = 0
     error: str = ""
+    memory: EngineMemory = EngineMemory()
 
 
 class QueueStatus(msgspec.Struct, kw_only=True):
@@ -105,6 +112,8 @@ class Status(msgspec.Struct, kw_only=True):
     models: tuple[ModelInfo, ...] = ()
     queue: QueueStatus
     counters: dict[str, int] = {}
+    gpus: tuple[GPUStatus, ...] = ()
+    web: WebStatus = WebStatus()
 
 
 Document = TypeVar("Document", Hello, Status, ModelInfo)

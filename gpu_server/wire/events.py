@@ -7,16 +7,18 @@ from typing import Literal
 import msgspec
 
 from gpu_server.wire.documents import ModelInfo
+from gpu_server.wire.monitoring import EngineMemory
 
 
 class Event(msgspec.Struct, omit_defaults=True, kw_only=True):
     """One step of an engine's life.
 
     `progress` says what it is doing (`phase`, done part 0–1), `ready` brings the models, `failed` an error message and
-    the exit code that fits it; `permanent` means that starting again cannot help.
+    the exit code that fits it; `permanent` means that starting again cannot help. fault: what failed where the model is
+    not to blame: the device itself, or the room in its memory.
     """
 
-    kind: Literal["progress", "ready", "failed"]
+    kind: Literal["progress", "ready", "failed", "memory"]
     phase: str = ""
     progress: float = 0.0
     device: str = ""
@@ -24,6 +26,8 @@ class Event(msgspec.Struct, omit_defaults=True, kw_only=True):
     message: str = ""
     exit_code: int = 0
     permanent: bool = False
+    fault: Literal["", "device", "memory"] = ""
+    memory: EngineMemory = EngineMemory()
 
 
 class EngineSpec(msgspec.Struct, kw_only=True):
@@ -32,6 +36,7 @@ class EngineSpec(msgspec.Struct, kw_only=True):
     endpoint: str
     device: str
     threads: int
+    max_memory_mb: int
     max_batch_tokens: int
     max_batch_items: int
     batches_in_flight: int

@@ -56,13 +56,14 @@ def encode_reply(header: ReplyHeader, outputs: Mapping[str, Tensor] | None = Non
     frames: list[Buffer] = [b"", b""]
     if outputs:
         header.outputs = _describe(outputs, frames)
-    frames[1] = pack(header)
-    if len(frames[1]) > MAX_REPLY_HEADER_BYTES:
-        frames[1] = pack(_shortened(header))
-    if len(frames[1]) > MAX_REPLY_HEADER_BYTES:
-        raise ProtocolError(
-            f"reply header of {len(frames[1])} bytes exceeds {MAX_REPLY_HEADER_BYTES}", header.id
-        )
+    raw = pack(header)
+    if len(raw) > MAX_REPLY_HEADER_BYTES:
+        raw = pack(_shortened(header))
+        if len(raw) > MAX_REPLY_HEADER_BYTES:
+            raise ProtocolError(
+                f"reply header of {len(raw)} bytes exceeds {MAX_REPLY_HEADER_BYTES}", header.id
+            )
+    frames[1] = raw
     return frames
 
 
@@ -160,22 +161,24 @@ def _header_error(raw: bytes, error: Exception) -> ProtocolError:
 
 def _read(descriptors: Sequence[Descriptor], frames: Sequence[Buffer], limits: Limits | None) -> Tensors:
     tensors: Tensors = {}
-    at = 2
+    at, count = 2, len(frames)
     for descriptor in descriptors:
+        name, shape = descriptor.name, descriptor.shape
         strings = descriptor.dtype in STRING_DTYPES
-        shape = descriptor.shape
         jagged = strings or (len(shape) > 1 and shape[1] == -1)
-        needed = 2 if jagged else 1
-        if at + needed > len(frames):
-            raise ProtocolError(f"{descriptor.name}: its data frames are missing")
-        if descriptor.name in tensors:
-            raise ProtocolError(f"{descriptor.name}: named twice")
+        end = at + 2 if jagged else at + 1
+        if end > count:
+            raise ProtocolError(f"{name}: its data frames are missing")
+        if name in tensors:
+            raise ProtocolError(f"{name}: named twice")
         _check_shape(descriptor, strings, jagged, limits)
-        read = _read_jagged if jagged else _read_dense
-        tensors[descriptor.name] = read(descriptor, frames[at : at + needed])
-        at += needed
-    if at != len(frames):
-        raise ProtocolError(f"{len(frames) - at} frames more than the header describes")
+        if jagged:
+            tensors[name] = _read_jagged(descriptor, frames[at], frames[at + 1])
+        else:
+            tensors[name] = _read_dense(descriptor, frames[at])
+        at = end
+    if at != count:
+        raise ProtocolError(f"{count - at} frames more than the header describes")
     if limits is not None and len(descriptors) > 1:
         counts = {name: t.items for name, t in tensors.items()}
         if len(set(counts.values())) > 1:
@@ -202,8 +205,7 @@ def _check_shape(descriptor: Descriptor, strings: bool, jagged: bool, limits: Li
         )
 
 
-def _read_dense(descriptor: Descriptor, frames: Sequence[Buffer]) -> Tensor:
-    (data,) = frames
+def _read_dense(descriptor: Descriptor, data: Buffer) -> Tensor:
     expected = prod(descriptor.shape) * ITEMSIZE[descriptor.dtype]
     if len(data) != expected:
         raise ProtocolError(f"{descriptor.name}: {len(data)} bytes where its shape needs {expected}")
@@ -212,8 +214,7 @@ def _read_dense(descriptor: Descriptor, frames: Sequence[Buffer]) -> Tensor:
     return Tensor(descriptor.dtype, descriptor.shape, data)
 
 
-def _read_jagged(descriptor: Descriptor, frames: Sequence[Buffer]) -> Tensor:
-    data, raw = frames
+def _read_jagged(descriptor: Descriptor, data: Buffer, raw: Buffer) -> Tensor:
     name, items = descriptor.name, descriptor.shape[0]
     if len(raw) != 4 * (items + 1):
         raise ProtocolError(f"{name}: offsets of {len(raw)} bytes where {items} items need {4 * (items + 1)}")

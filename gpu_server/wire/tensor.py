@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from itertools import accumulate, pairwise
 from math import prod
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -28,22 +29,17 @@ _WIRE_DTYPE = {dtype: name for name, dtype in NUMPY_DTYPE.items()}
 STRING_DTYPES = frozenset({"utf8", "bytes"})
 
 
-class Tensor:
+class Tensor(msgspec.Struct, eq=False):
     """One tensor whose first dimension counts items.
 
     `shape` is as on the wire: `(n, *dims)` dense, `(n, -1, *dims)` ragged, `(n,)` for strings. `data` holds the
     elements, row-major and little-endian. `offsets` (`n + 1` ints from 0, in rows) is there for ragged and strings only.
     """
 
-    __slots__ = ("data", "dtype", "offsets", "shape")
-
-    def __init__(
-        self, dtype: str, shape: tuple[int, ...], data: Buffer, offsets: list[int] | None = None
-    ) -> None:
-        self.dtype = dtype
-        self.shape = shape
-        self.data = data
-        self.offsets = offsets
+    dtype: str
+    shape: tuple[int, ...]
+    data: Buffer
+    offsets: list[int] | None = None
 
     def __repr__(self) -> str:
         return f"Tensor({self.dtype}, {self.shape}, {len(self.data)} bytes)"

@@ -38,8 +38,15 @@ EMBEDDING = ModelInfo(
 CUSTOM = ModelInfo(
     name="tagger", padded=True, params={"top": 5, "lang": None}, cost=2, inputs=(InputInfo("image", "bytes"),)
 )
+CLASSIFIER = ModelInfo(
+    name="mood", kind="classifier", text=TEXT, labels=("sad", "glad"), activation="softmax", outputs=("x",)
+)
 HELLO = Hello(
-    version="1.0", state="ready", limits=Limits(), default_deadline_ms=30_000, models=(EMBEDDING, CUSTOM)
+    version="1.0",
+    state="ready",
+    limits=Limits(),
+    default_deadline_ms=30_000,
+    models=(EMBEDDING, CUSTOM, CLASSIFIER),
 )
 STATUS = Status(
     version="1.0",

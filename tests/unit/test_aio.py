@@ -48,7 +48,7 @@ def test_answers_are_those_of_the_client(server: FakeServer) -> None:
             tokenizer = await client.tokenizer()
             assert tokenizer is not None
             assert tokenizer.info.max_length == 64
-            embedded = await client.embed_request(["a", "b"], params={"dimensions": 8})
+            embedded = await client.text_request(["a", "b"], params={"dimensions": 8})
             np.testing.assert_allclose(embedded.outputs["embedding"].to_numpy(), expected, rtol=1e-6)
             echoed = await client.infer_request("echo", {"x": [1, 2]}, priority=0)
             assert echoed.outputs["x"].to_numpy().tolist() == [1, 2]

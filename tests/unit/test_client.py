@@ -102,7 +102,7 @@ def test_texts_are_split_by_bytes_too(monkeypatch: pytest.MonkeyPatch, tokenised
         texts = [str(number) * 10 for number in range(100)]
         np.testing.assert_allclose(client.embed(texts), [unit(text) for text in texts], rtol=1e-5)
         with pytest.raises(TooLarge):
-            client.embed_request(texts)
+            client.text_request(texts)
 
 
 def test_results_are_the_callers_to_change(client: Client) -> None:
@@ -233,6 +233,20 @@ def test_a_stale_tokenizer_is_fetched_anew(server: FakeServer, client: Client) -
     assert tokenizer.tokenize(["a"])[0].tokens[0] == "[BOS]"
 
 
+def test_inputs_of_a_model_that_has_been_replaced_are_asked_for_anew() -> None:
+    def double(inputs: dict[str, Tensor], params: object) -> dict[str, object]:
+        return {"y": [2 * x for x in next(iter(inputs.values())).to_numpy().tolist()]}
+
+    model = FakeModel(ModelInfo(name="m", version="1", inputs=(InputInfo("x", "i64"),)), double)  # type: ignore[arg-type]
+    with FakeServer(model) as server, Client(server.endpoint, timeout_s=10) as client:
+        assert list(client.infer(x=[1])["y"]) == [2]
+        model.info = ModelInfo(name="m", version="2", inputs=(InputInfo("z", "i64"),))
+        assert list(client.infer(z=[2])["y"]) == [4]
+        with pytest.raises(InvalidRequest, match="takes the inputs: z; got: x"):
+            client.infer(x=[1])
+        assert server.requests == {"hello": 3, "infer": 2}
+
+
 def test_a_tokenizer_that_stays_stale_is_an_error(server: FakeServer, client: Client) -> None:
     def stale(inputs: object, params: object) -> dict[str, object]:
         raise StaleTokenizer("changed")
@@ -296,7 +310,7 @@ def test_a_slow_answer_ends_at_the_deadline() -> None:
 
 SILENT_CALLS: dict[str, Callable[[Client], object]] = {
     "embed": lambda client: client.embed("a", timeout_s=0.3),
-    "embed_request": lambda client: client.embed_request(["a"], timeout_s=0.3),
+    "text_request": lambda client: client.text_request(["a"], timeout_s=0.3),
     "infer": lambda client: client.infer("m", x=[1], timeout_s=0.3),
     "request": lambda client: client.request({"x": Tensor.from_strings(["a"])}, timeout_s=0.3),
     "hello": lambda client: client.hello(timeout_s=0.3),

@@ -114,3 +114,41 @@ def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not available()
     with pytest.raises(MissingDependency, match="pip install tokenizers"):
         tokenizer()
+
+
+PAIRS = [("a", "bc"), ("", "x"), ("x" * 50, "yy"), ("xx", "y" * 50), ("x" * 50, "y" * 40)]
+
+
+@pytest.mark.parametrize("direction", ["left", "right"])
+def test_pairs_are_those_of_the_library(direction: Direction) -> None:
+    made = Tokenizer.from_str(DATA.decode())
+    made.enable_truncation(10, strategy="longest_first", direction=direction)
+    want = [(e.ids, e.type_ids) for e in made.encode_batch(PAIRS)]
+    assert tokenizer().encode_pairs(PAIRS, direction=direction) == want
+    assert want[0] == ([256, 97, 257, 98, 99, 257], [0, 0, 0, 1, 1, 1])
+
+
+def test_inputs_of_texts_and_pairs() -> None:
+    plain = tokenizer().inputs(["a", "b"])
+    assert {name: [row.tolist() for row in tensor.rows()] for name, tensor in plain.items()} == {
+        "input_ids": [[256, 97, 257], [256, 98, 257]]
+    }
+    typed = tokenizer().inputs(["a"], typed=True)
+    assert typed["token_type_ids"].rows()[0].tolist() == [0, 0, 0]
+    untyped = tokenizer().inputs([("a", "b")])
+    assert [*untyped] == ["input_ids"]
+    assert untyped["input_ids"].rows()[0].tolist() == [256, 97, 257, 98, 257]
+
+
+def test_pairs_have_limits_and_no_prompts() -> None:
+    with pytest.raises(InvalidRequest, match="input 1 has 13 tokens, more than max_length = 10"):
+        tokenizer().encode_pairs([("a", "b"), ("a" * 5, "b" * 5)], truncate=False)
+    with pytest.raises(InvalidRequest, match="prompt_name"):
+        tokenizer().inputs([("a", "b")], prompt_name="query")
+
+
+def test_tokens_of_what_fits() -> None:
+    (whole,) = tokenizer().tokenize(["x" * 50])
+    (cut,) = tokenizer().tokenize(["x" * 50], truncate=True)
+    assert (len(whole), len(cut)) == (52, 10)
+    assert cut.offsets[1] == (0, 1)

@@ -36,14 +36,25 @@ class Layout:
         starts = np.arange(self.items) * self.longest
         return self._to_device(np.repeat(starts, self.lengths) + token_positions(self.lengths))
 
+    def padded(self, flat: torch.Tensor, fill: float = 0) -> torch.Tensor:
+        """Rows `[tokens, …]` in their cells of a padded batch `[items, longest, …]`."""
+        cells = flat.new_full((self.items * self.longest, *flat.shape[1:]), fill)
+        cells[self.cells] = flat
+        return cells.view(self.items, self.longest, *flat.shape[1:])
+
     @cached_property
-    def by_length(self) -> list[tuple[int, torch.Tensor]]:
-        """(length, int64 rows `[sequences of that length × length]`) for each length that occurs."""
+    def by_length(self) -> list[tuple[int, slice | torch.Tensor]]:
+        """(length, rows) for each length that occurs; the rows of sequences that are neighbours are a slice, else int64."""
         starts = np.cumsum(self.lengths) - self.lengths
-        groups = []
-        for length in np.unique(self.lengths):
-            rows = starts[self.lengths == length][:, None] + np.arange(length)
-            groups.append((int(length), self._to_device(rows.ravel())))
+        groups: list[tuple[int, slice | torch.Tensor]] = []
+        for length in np.unique(self.lengths).tolist():
+            firsts = starts[self.lengths == length]
+            begin, end = int(firsts[0]), int(firsts[-1]) + length
+            if end - begin == length * len(firsts):
+                groups.append((length, slice(begin, end)))
+            else:
+                rows = firsts[:, None] + np.arange(length)
+                groups.append((length, self._to_device(rows.ravel())))
         return groups
 
     def _to_device(self, indices: NDArray[np.int64]) -> torch.Tensor:
@@ -52,11 +63,12 @@ class Layout:
 
 @dataclass(frozen=True)
 class Batch:
-    """Token ids and positions of all sequences end to end, int64 `[tokens]`, and their layout."""
+    """Token ids, positions and perhaps token types of all sequences end to end, int64 `[tokens]`, and their layout."""
 
     ids: torch.Tensor
     positions: torch.Tensor
     layout: Layout
+    types: torch.Tensor | None = None
 
 
 def token_positions(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -66,16 +78,23 @@ def token_positions(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def pack(
-    ids: NDArray[np.int32], lengths: NDArray[np.int64], device: torch.device, first_position: int = 0
+    ids: NDArray[np.int32],
+    lengths: NDArray[np.int64],
+    device: torch.device,
+    first_position: int = 0,
+    types: NDArray[np.int32] | None = None,
 ) -> Batch:
     """Move sequences to `device` in one copy; positions count from `first_position` in each of them."""
     tokens = len(ids)
-    host = torch.empty(2 * tokens + len(lengths) + 1, dtype=torch.int32, pin_memory=device.type == "cuda")
+    columns = [ids, token_positions(lengths) + first_position, *([] if types is None else [types])]
+    wide = tokens * len(columns)
+    host = torch.empty(wide + len(lengths) + 1, dtype=torch.int32, pin_memory=device.type == "cuda")
     view = host.numpy()
-    view[:tokens] = ids
-    view[tokens : 2 * tokens] = token_positions(lengths) + first_position
-    view[2 * tokens] = 0
-    np.cumsum(lengths, out=view[2 * tokens + 1 :])
+    for column, values in zip(view[:wide].reshape(-1, tokens), columns, strict=True):
+        column[:] = values
+    view[wide] = 0
+    np.cumsum(lengths, out=view[wide + 1 :])
     moved = host.to(device, non_blocking=True)
-    wide = moved[: 2 * tokens].long()
-    return Batch(wide[:tokens], wide[tokens:], Layout(moved[2 * tokens :], lengths))
+    rows = moved[:wide].long().view(-1, tokens)
+    layout = Layout(moved[wide:], lengths)
+    return Batch(rows[0], rows[1], layout, None if types is None else rows[2])

@@ -5,35 +5,44 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from transformers import AutoModel
 from transformers.utils import logging as transformers_logging
 
 from gpu_server.errors import ConfigError, EngineStartFailed
-from gpu_server.models.text import attention
+from gpu_server.models.text import attention, pieces
 from gpu_server.models.text.batch import Batch, pack
 
 Runs = Literal["packed", "padded"]
 DTYPES = ("float32", "float16", "bfloat16")
+# What one more forward costs, in tokens: on a GPU its launches take as long as a full batch of a small model.
+_CPU_OVERHEAD = 32
+_GPU_OVERHEAD = 16_384
 
 
 class Encoder:
     """A loaded model on one device. `runs` says how batches go through it; `selfcheck.choose` sets it.
 
-    hidden_size: length of one hidden state. vocab_size: rows of its embedding table. first_position: what positions
-    count from.
+    hidden_size: length of one hidden state. vocab_size: rows of its embedding table. token_types: how many it tells
+    apart. first_position: what positions count from. pooler: the model's own, taken out of its forward, if it had one.
     """
 
     def __init__(self, model: Any, device: torch.device) -> None:
         self.model = model
         self.device = device
+        self.pooler: Any = getattr(model, "pooler", None)
+        if self.pooler is not None:
+            model.pooler = None
         self.dtype: torch.dtype = model.dtype
         self.hidden_size = int(model.config.get_text_config().hidden_size)
         self.vocab_size = int(model.get_input_embeddings().num_embeddings)
+        self.token_types = int(getattr(model.config.get_text_config(), "type_vocab_size", 0) or 0)
         self.pad_id = int(model.config.get_text_config().pad_token_id or 0)
         self.first_position = _first_position(model)
         self._stock_attention: str = model.config._attn_implementation
@@ -41,7 +50,11 @@ class Encoder:
 
     def __call__(self, batch: Batch) -> torch.Tensor:
         """Hidden states `[tokens, hidden_size]` of a batch, in the model's dtype."""
-        return self._packed(batch) if self.runs == "packed" else self._padded(batch)
+        on_cpu = self.device.type == "cpu"
+        if self.runs == "padded":
+            overhead = _CPU_OVERHEAD if on_cpu else _GPU_OVERHEAD
+            return pieces.run(batch, self._padded, partial(pieces.by_padding, overhead=overhead))
+        return pieces.run(batch, self._packed, pieces.by_tokens) if on_cpu else self._packed(batch)
 
     def use(self, runs: Runs) -> None:
         """Switch to packed or padded. Raises CannotPack if the model does not take another attention function."""
@@ -55,40 +68,52 @@ class Encoder:
         self.runs = runs
 
     def pack(
-        self, ids: np.ndarray[Any, np.dtype[np.int32]], lengths: np.ndarray[Any, np.dtype[np.int64]]
+        self, ids: NDArray[np.int32], lengths: NDArray[np.int64], types: NDArray[np.int32] | None = None
     ) -> Batch:
         """A batch of sequences laid end to end, on this model's device and with its positions."""
-        return pack(ids, lengths, self.device, self.first_position)
+        return pack(ids, lengths, self.device, self.first_position, types)
+
+    def padded(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """The same batch as Transformers' models take it: `input_ids`, `attention_mask`, perhaps `token_type_ids`."""
+        layout = batch.layout
+        inputs = {
+            "input_ids": layout.padded(batch.ids, self.pad_id),
+            "attention_mask": layout.padded(torch.ones_like(batch.ids)),
+        }
+        if batch.types is not None:
+            inputs["token_type_ids"] = layout.padded(batch.types)
+        return inputs
 
     def _packed(self, batch: Batch) -> torch.Tensor:
-        out = self.model(input_ids=batch.ids[None], position_ids=batch.positions[None], layout=batch.layout)
+        types = {} if batch.types is None else {"token_type_ids": batch.types[None]}
+        out = self.model(
+            input_ids=batch.ids[None], position_ids=batch.positions[None], layout=batch.layout, **types
+        )
         hidden: torch.Tensor = out.last_hidden_state[0]
         return hidden
 
     def _padded(self, batch: Batch) -> torch.Tensor:
-        layout = batch.layout
-        ids = batch.ids.new_full((layout.items, layout.longest), self.pad_id)
-        ids.view(-1)[layout.cells] = batch.ids
-        mask = torch.zeros_like(ids)
-        mask.view(-1)[layout.cells] = 1
-        hidden: torch.Tensor = self.model(input_ids=ids, attention_mask=mask).last_hidden_state
-        return hidden.flatten(0, 1)[layout.cells]
+        hidden: torch.Tensor = self.model(**self.padded(batch)).last_hidden_state
+        return hidden.flatten(0, 1)[batch.layout.cells]
 
 
 def load(folder: Path, device: torch.device, dtype: str = "auto", stored_dtype: str = "") -> Encoder:
-    """Load the weights of `folder` onto `device`.
+    """The encoder in `folder`; arguments and errors as `load_model` has them."""
+    return Encoder(load_model(AutoModel, folder, device, dtype, stored_dtype), device)
+
+
+def load_model(kind: Any, folder: Path, device: torch.device, dtype: str, stored_dtype: str) -> Any:
+    """Load the weights of `folder` onto `device` as Transformers' auto class `kind` makes a model of them.
 
     dtype: float32, float16, bfloat16 or auto: float32 on a CPU; else bfloat16 if stored so, and float16 if not.
     Raises ConfigError on a model that cannot be used, EngineStartFailed on weights that do not fit it.
     """
     attention.register()
-    model = _from_pretrained(folder, _pick_dtype(dtype, stored_dtype, device))
+    model = _from_pretrained(kind, folder, _pick_dtype(dtype, stored_dtype, device))
     if model.config.is_encoder_decoder:
         raise ConfigError(f"{folder}: {model.config.model_type} is an encoder-decoder, not an encoder")
-    if getattr(model, "pooler", None) is not None:
-        model.pooler = None
     model.config.get_text_config().use_cache = False
-    return Encoder(model.to(device).eval().requires_grad_(False), device)
+    return model.to(device).eval().requires_grad_(False)
 
 
 def _pick_dtype(dtype: str, stored: str, device: torch.device) -> torch.dtype:
@@ -100,22 +125,25 @@ def _pick_dtype(dtype: str, stored: str, device: torch.device) -> torch.dtype:
     return picked
 
 
-def _from_pretrained(folder: Path, dtype: torch.dtype) -> Any:
+def _from_pretrained(kind: Any, folder: Path, dtype: torch.dtype) -> Any:
     try:
         with quiet():
-            model, report = AutoModel.from_pretrained(
+            model, report = kind.from_pretrained(
                 folder,
                 dtype=dtype,
                 local_files_only=True,
                 trust_remote_code=False,
-                use_safetensors=True,
+                # Prefers safetensors; an old pickle is read as tensors alone, whatever it holds besides.
+                weights_only=True,
                 output_loading_info=True,
             )
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(f"{folder}: {_first_line(error)}") from None
     except RuntimeError as error:
         raise EngineStartFailed(f"{folder}: {_first_line(error)}") from error
-    missing = sorted(name for name in report["missing_keys"] if "pooler" not in name.split("."))
+    # An encoder's own pooler is taken out; a classifier may need it.
+    spare = "pooler" if kind is AutoModel else ""
+    missing = sorted(name for name in report["missing_keys"] if spare not in name.split("."))
     if missing:
         # Transformers would fill them with random numbers and serve on.
         raise EngineStartFailed(f"{folder}: the weights lack {missing[0]} and {len(missing) - 1} more")

@@ -18,7 +18,7 @@ from gpu_server.models.text.batch import Batch
 from gpu_server.models.text.compiling import CompiledLayers
 from gpu_server.models.text.encoder import Encoder
 from gpu_server.models.text.fused import FusedBert, suits
-from gpu_server.models.text.graphs import Bounds, Graphs, Staged, leading
+from gpu_server.models.text.graphs import Captured, Graphs, Inputs, Outputs, Staged, leading
 from gpu_server.models.text.selfcheck import Probe, States
 from gpu_server.models.text.triton_support import has_triton
 
@@ -32,28 +32,36 @@ FUSED_ERROR_LIMIT = 1.1
 
 
 class Forward:
-    """An encoder and what is made of its hidden states; `runs` says how: padded, packed, or one of three kinds of graphs."""
+    """An encoder and what is made of its hidden states; `runs` says how: padded, packed, or one of three kinds of graphs.
 
-    def __init__(self, encoder: Encoder, head: Head) -> None:
+    captured: what capturing the graphs took, where there are any.
+    """
+
+    def __init__(self, encoder: Encoder, head: Head, *, token_types: bool = False) -> None:
         self.encoder = encoder
         self.runs: str = encoder.runs
         self._head = head
+        self._token_types = token_types
         self._graphs: Graphs | None = None
         self._states: States = self._stock_states
         self._layers: CompiledLayers | None = None
+        self.captured: Captured | None = None
 
-    def pack(self, ids: NDArray[np.int32], lengths: NDArray[np.int64]) -> Batch | Staged:
+    def pack(
+        self, ids: NDArray[np.int32], lengths: NDArray[np.int64], types: NDArray[np.int32] | None = None
+    ) -> Batch | Staged:
         """Move sequences, laid end to end, to where they will run."""
         if self._graphs is not None and self._graphs.fits(len(ids), len(lengths)):
-            return self._graphs.stage(ids, lengths)
-        return self.encoder.pack(ids, lengths)
+            return self._graphs.stage(ids, lengths, types)
+        return self.encoder.pack(ids, lengths, types)
 
-    def __call__(self, batch: Batch | Staged) -> Sequence[torch.Tensor]:
-        """The head's outputs, one row per item."""
+    def __call__(self, batch: Batch | Staged) -> Outputs:
+        """The hidden states, and the head's outputs."""
         if isinstance(batch, Staged):
             assert self._graphs is not None
             return self._graphs.replay(batch)
-        return self._head(self.encoder(batch), batch.layout.offsets)
+        hidden = self.encoder(batch)
+        return Outputs(hidden, self._head(hidden, batch.layout.offsets))
 
     def can_capture(self) -> bool:
         """Whether this model and device can run as graphs: packed, in half precision, on CUDA with Triton."""
@@ -81,23 +89,25 @@ class Forward:
             max_items=max_items,
             max_length=max_length,
             first_position=self.encoder.first_position,
+            token_types=self._token_types,
         )
         longest = min(max_length, max_tokens)
         probe = leading(*selfcheck.probe(self.encoder, longest), max_tokens, max_items)
-        wanted = [output.clone() for output in self(self.encoder.pack(*probe))]
+        wanted = [output.clone() for output in self(self.encoder.pack(*probe)).pooled]
         if not self._rehearsal_agrees(graphs, probe, wanted):
             return
         runs = self._choose_layers(probe, compiled, fused)
         try:
             with self._layers or nullcontext():
-                graphs.capture(progress)
+                self.captured = graphs.capture(progress)
         except RuntimeError as error:
             reason = str(error).partition("\n")[0]
             raise EngineStartFailed(
                 f"capturing the forward failed: {reason}; start with --no-graphs"
             ) from error
         for got in graphs.replay_each(*probe):
-            if not selfcheck.outputs_agree(got, [rows[: len(got[0])] for rows in wanted], self.encoder.dtype):
+            same = [rows[: len(got.pooled[0])] for rows in wanted]
+            if not selfcheck.outputs_agree(got.pooled, same, self.encoder.dtype):
                 raise EngineStartFailed(f"the {runs} give other numbers; start with --no-graphs")
         self._graphs, self.runs = graphs, runs
 
@@ -107,7 +117,7 @@ class Forward:
         except CannotPack as error:
             log.info("runs without graphs", extra={"reason": str(error)})
             return False
-        agree = selfcheck.outputs_agree(got, wanted, self.encoder.dtype)
+        agree = selfcheck.outputs_agree(got.pooled, wanted, self.encoder.dtype)
         if not agree:
             log.warning("runs without graphs: token-tiled attention gives other numbers")
         return agree
@@ -133,12 +143,17 @@ class Forward:
         self._states = fused
         return True
 
-    def _captured(
-        self, ids: torch.Tensor, positions: torch.Tensor, bounds: Bounds, offsets: torch.Tensor
-    ) -> Sequence[torch.Tensor]:
-        return self._head(self._states(ids, positions, bounds), offsets)
+    def _captured(self, inputs: Inputs) -> Outputs:
+        hidden = self._states(inputs)
+        return Outputs(hidden, self._head(hidden, inputs.offsets))
 
-    def _stock_states(self, ids: torch.Tensor, positions: torch.Tensor, bounds: Bounds) -> torch.Tensor:
-        out: Any = self.encoder.model(input_ids=ids[None], position_ids=positions[None], bounds=bounds)
+    def _stock_states(self, inputs: Inputs) -> torch.Tensor:
+        types = {} if inputs.types is None else {"token_type_ids": inputs.types[None].long()}
+        out: Any = self.encoder.model(
+            input_ids=inputs.ids[None].long(),
+            position_ids=inputs.positions[None].long(),
+            bounds=inputs.bounds,
+            **types,
+        )
         hidden: torch.Tensor = out.last_hidden_state[0]
         return hidden

@@ -3,22 +3,22 @@
 Per layer: one projection to q, k and v; token-tiled attention; the output projection accumulated onto the residual; layer
 norm; the up projection with GELU in its epilogue; the down projection accumulated onto the residual; layer norm. The biases
 of the two accumulated projections are folded, in float64, into the shift of the norm before them, and the projection that
-reads that norm is corrected for it.
+reads that norm is corrected for it. The embeddings and their norm are one kernel.
 """
 
 from __future__ import annotations
 
-import copy
 from typing import Any, NamedTuple
 
 import torch
-from torch.nn.functional import layer_norm, linear
+from torch.nn.functional import linear
 
-from gpu_server.models.text.graphs import Bounds
+from gpu_server.models.text.graphs import Bounds, Inputs
 
 FAMILIES = frozenset({"bert", "camembert", "roberta", "xlm-roberta"})
-# cuBLAS has GELU in its tanh form only; `Forward` compares the result with the model's own before it is used.
-ACTIVATIONS = frozenset({"gelu", "gelu_fast", "gelu_new", "gelu_pytorch_tanh"})
+EXACT = frozenset({"gelu"})
+# cuBLAS has this form in its epilogue.
+TANH = frozenset({"gelu_fast", "gelu_new", "gelu_pytorch_tanh"})
 
 
 class _Layer(NamedTuple):
@@ -42,7 +42,7 @@ def suits(model: Any) -> bool:
     plain = getattr(config, "position_embedding_type", None) in (None, "absolute")
     return (
         config.model_type in FAMILIES
-        and config.hidden_act in ACTIVATIONS
+        and config.hidden_act in EXACT | TANH
         and plain
         and not getattr(config, "is_decoder", False)
     )
@@ -52,34 +52,52 @@ class FusedBert:
     """The forward of a BERT-family model that `suits`; its embedding tables are shared, its layers' weights copied."""
 
     def __init__(self, model: Any) -> None:
-        config = model.config
+        config, embeddings = model.config, model.embeddings
         self._heads = config.num_attention_heads
         self._eps = config.layer_norm_eps
+        self._exact = config.hidden_act in EXACT
         stock = list(model.encoder.layer)
-        self._embeddings = _with_shift(model.embeddings, stock[0].attention.output.dense.bias)
-        following = [layer.attention.output.dense.bias for layer in stock[1:]]
-        last = torch.zeros_like(stock[0].attention.output.dense.bias)
-        self._layers = [_fold(layer, after) for layer, after in zip(stock, [*following, last], strict=True)]
+        out_biases = [layer.attention.output.dense.bias for layer in stock]
+        self._tables = (
+            embeddings.word_embeddings.weight,
+            embeddings.position_embeddings.weight,
+            embeddings.token_type_embeddings.weight,
+        )
+        self._scale = embeddings.LayerNorm.weight
+        self._shift = _sum(embeddings.LayerNorm.bias, out_biases[0])
+        following = [*out_biases[1:], torch.zeros_like(out_biases[0])]
+        self._layers = [_fold(layer, after) for layer, after in zip(stock, following, strict=True)]
 
-    def __call__(self, ids: torch.Tensor, positions: torch.Tensor, bounds: Bounds) -> torch.Tensor:
-        """Hidden states `[tokens, hidden_size]` of ids and positions int64 `[tokens]`."""
-        hidden: torch.Tensor = self._embeddings(input_ids=ids[None], position_ids=positions[None])[0]
+    def __call__(self, inputs: Inputs) -> torch.Tensor:
+        """Hidden states `[tokens, hidden_size]`."""
+        from gpu_server.models.text.norm_kernel import embed
+
+        ids, positions, types, bounds, _ = inputs
+        hidden = embed(ids, positions, types, self._tables, self._scale, self._shift, self._eps)
         for layer in self._layers:
             hidden = self._run(layer, hidden, bounds)
         return hidden
 
     def _run(self, layer: _Layer, hidden: torch.Tensor, bounds: Bounds) -> torch.Tensor:
         from gpu_server.models.text.kernel import NO_REACH, tiled_attention
+        from gpu_server.models.text.norm_kernel import layer_norm
 
         tokens, size = hidden.shape
         dim = size // self._heads
         q, k, v = linear(hidden, layer.qkv, layer.qkv_bias).view(tokens, 3, self._heads, dim).unbind(1)
         attended = tiled_attention(q, k, v, *bounds, dim**-0.5, False, NO_REACH).view(tokens, size)
         hidden.addmm_(attended, layer.out)
-        hidden = layer_norm(hidden, (size,), layer.scale_1, layer.shift_1, self._eps)
-        wide = torch._addmm_activation(layer.up_bias, hidden, layer.up, use_gelu=True)
-        hidden.addmm_(wide, layer.down)
-        return layer_norm(hidden, (size,), layer.scale_2, layer.shift_2, self._eps)
+        hidden = layer_norm(hidden, layer.scale_1, layer.shift_1, self._eps)
+        hidden.addmm_(self._widen(layer, hidden), layer.down)
+        return layer_norm(hidden, layer.scale_2, layer.shift_2, self._eps)
+
+    def _widen(self, layer: _Layer, hidden: torch.Tensor) -> torch.Tensor:
+        """The up projection and GELU, in the form that the config names."""
+        from gpu_server.models.text.gelu_kernel import linear_gelu
+
+        if self._exact:
+            return linear_gelu(hidden, layer.up, layer.up_bias)
+        return torch._addmm_activation(layer.up_bias, hidden, layer.up.t(), use_gelu=True)
 
 
 def _fold(layer: Any, next_out_bias: torch.Tensor) -> _Layer:
@@ -94,22 +112,17 @@ def _fold(layer: Any, next_out_bias: torch.Tensor) -> _Layer:
         qkv_bias=qkv_bias - qkv @ out_bias,
         out=out.dense.weight.t(),
         scale_1=out.LayerNorm.weight,
-        shift_1=out.LayerNorm.bias.double() + down_bias,
-        up=up.t(),
+        shift_1=_sum(out.LayerNorm.bias, down_bias),
+        up=up,
         up_bias=up_bias - up @ down_bias,
         down=layer.output.dense.weight.t(),
         scale_2=layer.output.LayerNorm.weight,
-        shift_2=layer.output.LayerNorm.bias.double() + next_out_bias.double(),
+        shift_2=_sum(layer.output.LayerNorm.bias, next_out_bias),
     )
     dtype = out.dense.weight.dtype
     return _Layer(*(w.detach().to(dtype) for w in folded))
 
 
-def _with_shift(embeddings: Any, shift: torch.Tensor) -> Any:
-    """The embeddings with `shift` added to their norm's own, on shared tables."""
-    shifted = copy.copy(embeddings)
-    shifted._modules = dict(embeddings._modules)
-    shifted.LayerNorm = copy.deepcopy(embeddings.LayerNorm)
-    total = embeddings.LayerNorm.bias.double() + shift.double()
-    shifted.LayerNorm.bias.data = total.to(embeddings.LayerNorm.bias.dtype)
-    return shifted
+def _sum(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Added in float64."""
+    return (a.double() + b.double()).to(a.dtype)

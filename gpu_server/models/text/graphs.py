@@ -1,23 +1,47 @@
-"""The whole forward as CUDA graphs, one per token bucket: a batch is one copy in, one replay and one copy out."""
+"""The whole forward as CUDA graphs, two per token bucket: a batch is written to pinned memory and one graph replayed."""
 
 from __future__ import annotations
 
+import time
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from gpu_server.models.text.batch import token_positions
-
 Bounds = tuple[torch.Tensor, torch.Tensor]
-Forward = Callable[[torch.Tensor, torch.Tensor, Bounds, torch.Tensor], Sequence[torch.Tensor]]
-"""ids, positions int64 `[tokens]`, two key bounds int32 `[tokens]`, offsets int32 `[items + 1]`, to outputs `[items, …]`."""
+
+
+class Inputs(NamedTuple):
+    """What a captured forward reads: ids, positions, token types where the model has them, and each token's first and
+    last key, all `[tokens]`; and where each sequence begins, `[items + 1]`. int32."""
+
+    ids: torch.Tensor
+    positions: torch.Tensor
+    types: torch.Tensor | None
+    bounds: Bounds
+    offsets: torch.Tensor
+
+
+class Outputs(NamedTuple):
+    """What a forward leaves: hidden states `[tokens, hidden_size]`, and its head's outputs of one row an item."""
+
+    hidden: torch.Tensor
+    pooled: Sequence[torch.Tensor]
+
+    def of(self, tokens: slice, items: slice) -> Outputs:
+        """Those of some tokens and items, as views."""
+        return Outputs(self.hidden[tokens], [rows[items] for rows in self.pooled])
+
+
+Forward = Callable[[Inputs], Outputs]
 
 SMALLEST = 16
-WARM_UPS = 3
+WARM_UPS = 2
+TURNS = 2
+"""Graphs a bucket, taken in turn: one is filled while the other runs."""
 
 
 def ladder(max_tokens: int) -> list[int]:
@@ -45,55 +69,102 @@ def leading(
     return ids[: int(lengths[:count].sum())], lengths[:count]
 
 
-@dataclass(frozen=True)
-class Staged:
-    """A batch that lies in its bucket's input."""
+class Captured(NamedTuple):
+    """What capturing took: graphs, seconds, and bytes of device memory beyond the weights."""
+
+    graphs: int
+    seconds: float
+    memory: int
+
+
+class Staged(NamedTuple):
+    """A batch that lies in a bucket's pinned memory."""
 
     bucket: Bucket
+    tokens: int
     items: int
 
 
 class Bucket:
-    """One captured forward of exactly `tokens` tokens and at most `items` sequences."""
+    """One captured forward of exactly `tokens` tokens and at most `items` sequences, and the pinned memory that it reads.
 
-    def __init__(self, tokens: int, items: int, device: torch.device) -> None:
+    The graph brings in ids, token types and offsets, and makes the rest of `Inputs` from the offsets.
+    """
+
+    def __init__(
+        self, tokens: int, items: int, device: torch.device, first_position: int, token_types: bool
+    ) -> None:
         self.tokens = tokens
         self.items = items
-        # ids, positions, lo, hi and offsets in one buffer, so that one copy brings them.
-        self.input = torch.zeros(4 * tokens + items + 1, dtype=torch.int32, device=device)
-        self.outputs: Sequence[torch.Tensor] = ()
+        self.outputs: Outputs | None = None
+        self._first_position = first_position
+        columns = 2 if token_types else 1
+        host = torch.zeros(columns * tokens + items + 1, dtype=torch.int32, pin_memory=device.type == "cuda")
+        self._host, self._device = host, host.to(device)
+        view = host.numpy()
+        self._ids = view[:tokens]
+        self._types = view[tokens : 2 * tokens] if token_types else None
+        self._offsets = view[columns * tokens :]
+        positions, lo, hi = torch.zeros(3, tokens, dtype=torch.int32, device=device)
+        self.inputs = Inputs(
+            self._device[:tokens],
+            positions,
+            self._device[tokens : 2 * tokens] if token_types else None,
+            (lo, hi),
+            self._device[columns * tokens :],
+        )
         self._graph = torch.cuda.CUDAGraph()
+        self._done: torch.cuda.Event | None = None
 
-    def capture(self, forward: Forward, pool: Any) -> None:
+    def fill(
+        self, ids: NDArray[np.int32], lengths: NDArray[np.int64], types: NDArray[np.int32] | None = None
+    ) -> None:
+        """Write a batch where the graph reads it, once the replay before has ended."""
+        if self._done is not None:
+            self._done.synchronize()
+        tokens, items = len(ids), len(lengths)
+        self._ids[:tokens] = ids
+        if self._types is not None:
+            self._types[:tokens] = 0 if types is None else types
+        lengths.cumsum(dtype=np.int32, out=self._offsets[1 : items + 1])
+        self._offsets[items + 1 :] = tokens
+
+    def capture(self, forward: Forward, pool: Any, warm_ups: int) -> None:
         """Run `forward` until everything it needs is loaded and compiled, then record it."""
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            for _ in range(WARM_UPS):
+            for _ in range(warm_ups):
                 self.run(forward)
         torch.cuda.current_stream().wait_stream(stream)
         torch.cuda.synchronize()
         with torch.cuda.graph(self._graph, pool=pool):
             self.outputs = self.run(forward)
+        self._done = torch.cuda.Event()
 
-    def replay(self) -> None:
-        """Run the recorded forward on what lies in `input`."""
+    def replay(self) -> Outputs:
+        """Run the recorded forward on what was filled in."""
+        assert self.outputs is not None
+        assert self._done is not None
         self._graph.replay()
+        self._done.record()
+        return self.outputs
 
-    def run(self, forward: Forward) -> Sequence[torch.Tensor]:
-        """Run `forward` directly on what lies in `input`."""
-        n = self.tokens
-        wide = self.input[: 2 * n].long()
-        return forward(
-            wide[:n], wide[n:], (self.input[2 * n : 3 * n], self.input[3 * n : 4 * n]), self.input[4 * n :]
-        )
+    def run(self, forward: Forward) -> Outputs:
+        """Run `forward` directly on what was filled in."""
+        from gpu_server.models.text.spread_kernel import spread
+
+        self._device.copy_(self._host, non_blocking=True)
+        spread(self.inputs, self._first_position)
+        return forward(self.inputs)
 
 
 class Graphs:
     """All buckets of one model.
 
     max_tokens, max_items: the largest batch that is replayed; larger ones must run another way (`fits` tells).
-    max_length: tokens of the longest sequence. first_position: what positions count from.
+    max_length: tokens of the longest sequence. first_position: what positions count from. token_types: whether batches
+    bring them.
     """
 
     def __init__(
@@ -105,74 +176,82 @@ class Graphs:
         max_items: int,
         max_length: int,
         first_position: int,
+        token_types: bool = False,
     ) -> None:
         self._forward = forward
         self._max_length = max_length
-        self._device = device
-        self._first_position = first_position
-        self._buckets = [Bucket(n, min(n, max_items), device) for n in ladder(max_tokens)]
+        self._sizes = ladder(max_tokens)
+        self._max_items = max_items
+        self._buckets = [
+            [Bucket(n, min(n, max_items), device, first_position, token_types) for _ in range(TURNS)]
+            for n in self._sizes
+        ]
 
-    def capture(self, progress: Callable[[float], None]) -> None:
+    def capture(self, progress: Callable[[float], None]) -> Captured:
         """Capture every bucket, the largest first so that the others share its memory; `progress` gets the part done."""
+        started, free = time.perf_counter(), _free_memory()
         pool = torch.cuda.graph_pool_handle()
-        for done, bucket in enumerate(reversed(self._buckets)):
+        for done, turns in enumerate(reversed(self._buckets)):
             progress(done / len(self._buckets))
-            lengths = filler(bucket.tokens, bucket.items, self._max_length)
-            self._fill(bucket, np.zeros(lengths.sum(), np.int32), lengths)
-            bucket.capture(self._forward, pool)
+            for turn, bucket in enumerate(turns):
+                lengths = filler(bucket.tokens, bucket.items, self._max_length)
+                bucket.fill(np.zeros(lengths.sum(), np.int32), lengths)
+                bucket.capture(self._forward, pool, 0 if turn else WARM_UPS)
+        count = TURNS * len(self._buckets)
+        return Captured(count, time.perf_counter() - started, free - _free_memory())
 
-    def rehearse(self, ids: NDArray[np.int32], lengths: NDArray[np.int64]) -> list[torch.Tensor]:
+    def rehearse(
+        self, ids: NDArray[np.int32], lengths: NDArray[np.int64], types: NDArray[np.int32] | None = None
+    ) -> Outputs:
         """Outputs of the forward as it will be captured, run directly."""
-        staged = self.stage(ids, lengths)
-        return [output[: staged.items] for output in staged.bucket.run(self._forward)]
+        staged = self.stage(ids, lengths, types)
+        return staged.bucket.run(self._forward).of(slice(staged.tokens), slice(staged.items))
 
-    def replay_each(self, ids: NDArray[np.int32], lengths: NDArray[np.int64]) -> Iterator[list[torch.Tensor]]:
-        """Each bucket's outputs for the leading sequences that it holds, put behind others that fill it.
+    def replay_each(
+        self, ids: NDArray[np.int32], lengths: NDArray[np.int64], types: NDArray[np.int32] | None = None
+    ) -> Iterator[Outputs]:
+        """Each graph's outputs for the leading sequences that it holds, put behind others that fill it.
 
-        They are views that the next replay overwrites.
+        They are views that its next replay overwrites.
         """
-        for bucket in self._buckets:
+        for bucket in (bucket for turns in self._buckets for bucket in turns):
             last_ids, last = leading(ids, lengths, bucket.tokens, bucket.items)
             first = filler(bucket.tokens - len(last_ids), bucket.items - len(last), self._max_length)
-            all_ids = np.concatenate([np.zeros(first.sum(), np.int32), last_ids])
-            self._fill(bucket, all_ids, np.concatenate([first, last]))
-            bucket.replay()
-            yield [output[len(first) : len(first) + len(last)] for output in bucket.outputs]
+            before = np.zeros(first.sum(), np.int32)
+            bucket.fill(
+                np.concatenate([before, last_ids]),
+                np.concatenate([first, last]),
+                None if types is None else np.concatenate([before, types[: len(last_ids)]]),
+            )
+            yield bucket.replay().of(
+                slice(len(before), len(before) + len(last_ids)), slice(len(first), len(first) + len(last))
+            )
 
     def fits(self, tokens: int, items: int) -> bool:
         """Whether some bucket can hold such a batch."""
-        return self._smallest(tokens, items) is not None
+        return tokens <= self._sizes[-1] and items <= self._max_items
 
-    def stage(self, ids: NDArray[np.int32], lengths: NDArray[np.int64]) -> Staged:
-        """Copy a batch into the smallest bucket that holds it; the stream orders the copy behind earlier replays."""
-        bucket = self._smallest(len(ids), len(lengths))
-        assert bucket is not None
-        self._fill(bucket, ids, lengths)
-        return Staged(bucket, len(lengths))
+    def stage(
+        self, ids: NDArray[np.int32], lengths: NDArray[np.int64], types: NDArray[np.int32] | None = None
+    ) -> Staged:
+        """Write a batch that `fits` into the smallest bucket that holds it, which waits where both its turns still run.
 
-    def replay(self, staged: Staged) -> list[torch.Tensor]:
-        """Outputs of a staged batch: views that the next replay overwrites, in stream order."""
-        staged.bucket.replay()
-        return [output[: staged.items] for output in staged.bucket.outputs]
+        types: token types `[tokens]`; None means 0 for all. Left out where the graphs were made without them.
+        """
+        tokens, items = len(ids), len(lengths)
+        # A text has a token at least, so a bucket of as many tokens as there are items holds them, up to `max_items`.
+        turns = self._buckets[bisect_left(self._sizes, max(tokens, items))]
+        bucket = turns.pop(0)
+        turns.append(bucket)
+        bucket.fill(ids, lengths, types)
+        return Staged(bucket, tokens, items)
 
-    def _smallest(self, tokens: int, items: int) -> Bucket | None:
-        return next((b for b in self._buckets if tokens <= b.tokens and items <= b.items), None)
+    def replay(self, staged: Staged) -> Outputs:
+        """Outputs of a staged batch: views that another replay overwrites, in stream order."""
+        return staged.bucket.replay().of(slice(staged.tokens), slice(staged.items))
 
-    def _fill(self, bucket: Bucket, ids: NDArray[np.int32], lengths: NDArray[np.int64]) -> None:
-        n, tokens, items = bucket.tokens, len(ids), len(lengths)
-        host = torch.empty(bucket.input.shape, dtype=torch.int32, pin_memory=bucket.input.is_cuda)
-        view = host.numpy()
-        ends = np.cumsum(lengths)
-        starts = ends - lengths
-        sections = view[: 4 * n].reshape(4, n)
-        sections[0, :tokens] = ids
-        sections[1, :tokens] = token_positions(lengths) + self._first_position
-        sections[2, :tokens] = np.repeat(starts, lengths)
-        sections[3, :tokens] = np.repeat(ends, lengths)
-        # Padding is a token 0 that sees nothing: its keys run from the end of the batch to 0.
-        sections[:, tokens:] = np.array([[0], [self._first_position], [tokens], [0]])
-        offsets = view[4 * n :]
-        offsets[0] = 0
-        offsets[1 : items + 1] = ends
-        offsets[items + 1 :] = tokens
-        bucket.input.copy_(host, non_blocking=True)
+
+def _free_memory() -> int:
+    """Bytes that the device has left when torch has given back what it does not use."""
+    torch.cuda.empty_cache()
+    return int(torch.cuda.mem_get_info()[0])

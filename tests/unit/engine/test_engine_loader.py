@@ -12,7 +12,7 @@ import torch
 
 from gpu_server.engine import loader
 from gpu_server.engine.loader import LoadedModel
-from gpu_server.errors import ConfigError, ModelClassError
+from gpu_server.errors import ConfigError, ModelClassError, ModelFailed
 from gpu_server.wire import Tensor
 from gpu_server.wire.events import EngineSpec, ModelSpec
 
@@ -53,7 +53,7 @@ def load(
     sys.modules.pop(MODULE, None)
     model = ModelSpec(name="served", source=f"{MODULE}:{name}", **spec)
     engine = EngineSpec(
-        endpoint="", device="cpu", threads=1, max_batch_tokens=100, max_batch_items=10, batches_in_flight=2,
+        endpoint="", device="cpu", threads=1, max_memory_mb=0, max_batch_tokens=100, max_batch_items=10, batches_in_flight=2,
         max_batch_bytes=1, graphs=False, compiled=False, fused=False, log_level="info", log_format="text", models=(model,),
     )  # fmt: skip
     return loader.load(model, engine, CPU, progress)
@@ -83,6 +83,12 @@ def test_it_is_warmed_up_with_its_example_once(folder: Path) -> None:
     text = BASE + "    runs = []\n    def example(self): return {'x': [1.0, 2.0]}\n"
     text = text.replace("return batch", "self.runs.append(batch['x'].shape); return batch")
     assert load(folder, text).model.runs == [torch.Size([1, 2])]  # type: ignore[attr-defined]
+
+
+def test_its_own_example_must_have_a_finite_answer(folder: Path) -> None:
+    text = BASE + "    def example(self): return {'x': [1.0, float('nan')]}\n"
+    with pytest.raises(ModelFailed, match="model 'served' answers its own example with NaN or infinity"):
+        load(folder, text)
 
 
 def test_an_error_in_load_or_warm_up_is_passed_on(folder: Path) -> None:
@@ -150,7 +156,7 @@ TEXT = """
 
 def test_a_text_model_must_have_ids_and_a_tokenizer(folder: Path) -> None:
     assert load(folder, BASE + TEXT).info.text
-    with pytest.raises(ConfigError, match="takes one input, input_ids"):
+    with pytest.raises(ConfigError, match="takes input_ids: i32"):
         load(folder, BASE + TEXT.replace('"i32"', '"i64"'))
     with pytest.raises(ConfigError, match="must give its tokenizer_json"):
         load(folder, BASE + TEXT.replace("byte_tokenizer()", "None"))

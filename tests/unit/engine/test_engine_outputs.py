@@ -10,6 +10,7 @@ import torch
 
 from gpu_server.engine import outputs
 from gpu_server.errors import ModelFailed
+from gpu_server.models.base import Ragged
 from gpu_server.wire import Tensor
 
 
@@ -183,3 +184,23 @@ def test_rows_of_items_that_are_not_finite_are_blank_in_every_output() -> None:
     assert [row.tolist() for row in tensors["ragged"].rows()] == [[], [2, 2], [3], []]
     assert tensors["text"].strings() == ["", "bb", "c", ""]
     assert tensors["empty"].shape == (4, 0)
+
+
+@pytest.mark.parametrize(
+    "values", [torch.arange(12.0).view(6, 2), np.arange(12, dtype=np.float32).reshape(6, 2)]
+)
+def test_rows_of_all_items_end_to_end(values: Any) -> None:
+    tensor, errors = finish(Ragged(values, np.array([1, 0, 5])), 3, check_finite=True)
+    assert (tensor.shape, tensor.lengths(), errors) == ((3, -1, 2), [1, 0, 5], [])
+    np.testing.assert_array_equal(tensor.rows()[2], np.arange(2, 12).reshape(5, 2))
+
+
+def test_rows_that_are_not_finite_fail_their_item() -> None:
+    tensor, errors = finish(Ragged(torch.tensor([1.0, torch.nan, 2.0]), [1, 1, 1]), 3, check_finite=True)
+    assert (errors, tensor.lengths()) == ([1], [1, 0, 1])
+
+
+@pytest.mark.parametrize("lengths", [[1, 1], [3, 1], []])
+def test_lengths_must_add_up(lengths: list[int]) -> None:
+    with pytest.raises(ModelFailed, match="add up"):
+        finish(Ragged(torch.ones(3), lengths), len(lengths))

@@ -11,13 +11,14 @@ import torch
 
 from gpu_server import logs
 from gpu_server.engine import parent, process
-from gpu_server.errors import ConfigError, DeviceLost
+from gpu_server.errors import ConfigError, DeviceLost, OutOfMemory
 from gpu_server.wire.events import EngineSpec, Event, pack, unpack_event
 
 SPEC = EngineSpec(
     endpoint="ipc:///nowhere/engine",
     device="cpu",
     threads=1,
+    max_memory_mb=0,
     max_batch_tokens=1,
     max_batch_items=1,
     batches_in_flight=1,
@@ -71,6 +72,7 @@ End = Callable[[Exception, bool], tuple[Event, object]]
 def test_a_start_that_fails_is_permanent(end: End, error: Exception, code: int) -> None:
     event, exit_code = end(error, False)
     assert (event.kind, event.permanent, event.exit_code, exit_code) == ("failed", True, code, code)
+    assert event.fault == ""
 
 
 def test_an_unforeseen_error_while_serving_is_not_permanent(end: End) -> None:
@@ -80,7 +82,10 @@ def test_an_unforeseen_error_while_serving_is_not_permanent(end: End) -> None:
 
 
 @pytest.mark.parametrize("serving", [False, True])
-@pytest.mark.parametrize("error", [DeviceLost("gone"), torch.OutOfMemoryError("full")])
+@pytest.mark.parametrize(
+    "error", [DeviceLost("gone"), torch.OutOfMemoryError("full"), OutOfMemory("not enough for the warm-up")]
+)
 def test_a_device_that_fails_is_not_permanent(end: End, error: Exception, serving: bool) -> None:
     event, exit_code = end(error, serving)
     assert (event.permanent, exit_code) == (False, DeviceLost.exit_code)
+    assert event.fault == ("device" if isinstance(error, DeviceLost) else "memory")

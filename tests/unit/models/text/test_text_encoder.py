@@ -151,10 +151,27 @@ def test_weights_of_another_shape_do_not_load(make_model: Callable[..., Path]) -
         encoder.load(folder, CPU)
 
 
-def test_a_checkpoint_without_safetensors_is_refused(make_model: Callable[..., Path]) -> None:
+def test_a_checkpoint_without_weights_is_refused(make_model: Callable[..., Path]) -> None:
     folder = make_model("bert")
     (folder / "model.safetensors").unlink()
     with pytest.raises(ConfigError, match="safetensors"):
+        encoder.load(folder, CPU)
+
+
+def test_old_weights_are_read_as_tensors(make_model: Callable[..., Path]) -> None:
+    folder = make_model("bert")
+    expected = encoder.load(folder, CPU).model.state_dict()
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    got = encoder.load(folder, CPU).model.state_dict()
+    assert all(torch.equal(got[name], value) for name, value in expected.items())
+
+
+def test_old_weights_with_code_in_them_do_not_run_it(make_model: Callable[..., Path]) -> None:
+    folder = make_model("bert")
+    (folder / "model.safetensors").unlink()
+    torch.save({"weight": Path("a class that is not a tensor")}, folder / "pytorch_model.bin")
+    with pytest.raises(Exception, match="Weights only load failed"):
         encoder.load(folder, CPU)
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,20 +32,39 @@ class Recorder:
         self.wrong: Wrong = lambda tokens: False
         self.captured: list[int] = []
 
-        def capture(bucket: Any, forward: Any, pool: object) -> None:
+        def capture(bucket: Any, forward: Any, pool: object, warm_ups: int) -> None:
             self.captured.append(bucket.tokens)
             bucket.outputs = bucket.run(forward)
             bucket.recorded = forward
 
-        def replay(bucket: Any) -> None:
+        def replay(bucket: Any) -> graphs.Outputs:
             shift = 1 if self.wrong(bucket.tokens) else 0
-            bucket.outputs = [output + shift for output in bucket.run(bucket.recorded)]
+            hidden, pooled = bucket.run(bucket.recorded)
+            return graphs.Outputs(hidden, [output + shift for output in pooled])
 
         monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: None)
         monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
+        monkeypatch.setattr(graphs, "_free_memory", lambda: 0)
+        kernel = types.ModuleType("gpu_server.models.text.spread_kernel")
+        vars(kernel).update(spread=spread)
+        monkeypatch.setitem(sys.modules, kernel.__name__, kernel)
         monkeypatch.setattr(graphs.Bucket, "capture", capture)
         monkeypatch.setattr(graphs.Bucket, "replay", replay)
         monkeypatch.setattr(attention, "_tiled", masked)
+
+
+def spread(inputs: graphs.Inputs, first_position: int) -> None:
+    """What the kernel computes; outside the batch, padding."""
+    inputs.ids[inputs.offsets[-1] :] = 0
+    for section, fill in (
+        (inputs.positions, first_position),
+        (inputs.bounds[0], inputs.offsets[-1]),
+        (inputs.bounds[1], 0),
+    ):
+        section[:] = fill
+    for start, end in itertools.pairwise(inputs.offsets.tolist()):
+        inputs.positions[start:end] = torch.arange(end - start) + first_position
+        inputs.bounds[0][start:end], inputs.bounds[1][start:end] = start, end
 
 
 def masked(
@@ -83,7 +105,7 @@ def capture(
 def embed(forward: Forward, *lengths: int) -> torch.Tensor:
     ids = np.random.default_rng(0).integers(4, 96, sum(lengths), dtype=np.int32)
     with torch.inference_mode():
-        return forward(forward.pack(ids, np.array(lengths)))[0].clone()
+        return forward(forward.pack(ids, np.array(lengths))).pooled[0].clone()
 
 
 @pytest.mark.parametrize(("max_tokens", "max_items"), [(100, 50), (100, 1), (100, 2), (1000, 3), (3, 2)])
@@ -94,7 +116,7 @@ def test_graphs_of_any_limits_are_captured_and_right(
     direct = embed(forward, 3)
     capture(forward, max_tokens=max_tokens, max_items=max_items)
     assert forward.runs == "graphs"
-    assert recorder.captured == graphs.ladder(max_tokens)[::-1]
+    assert recorder.captured == [n for n in graphs.ladder(max_tokens)[::-1] for _ in range(graphs.TURNS)]
     torch.testing.assert_close(embed(forward, 3), direct, rtol=1e-4, atol=1e-5)
 
 
@@ -103,6 +125,17 @@ def test_one_wrong_bucket_fails_the_start(make_model: MakeModel, recorder: Recor
     recorder.wrong = lambda tokens: tokens == bucket
     with pytest.raises(EngineStartFailed, match="the graphs give other numbers; start with --no-graphs"):
         capture(forward_of(make_model("bert")))
+
+
+def test_a_batch_staged_while_another_runs_leaves_it_alone(make_model: MakeModel, recorder: Recorder) -> None:
+    forward = forward_of(make_model("bert"))
+    capture(forward)
+    rows = [np.random.default_rng(seed).integers(4, 96, 9, dtype=np.int32) for seed in range(2)]
+    with torch.inference_mode():
+        alone = [forward(forward.pack(ids, np.array([9]))).pooled[0].clone() for ids in rows]
+        first, second = (forward.pack(ids, np.array([9])) for ids in rows)
+        torch.testing.assert_close(forward(first).pooled[0], alone[0])
+        torch.testing.assert_close(forward(second).pooled[0], alone[1])
 
 
 @pytest.fixture
@@ -138,7 +171,7 @@ def test_compiled_layers_run_inside_graphs_only(
 def test_a_capture_that_fails_leaves_no_compiled_layers(
     make_model: MakeModel, recorder: Recorder, compiled_runs: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(bucket: object, forward: object, pool: object) -> None:
+    def fail(*_: object) -> None:
         raise RuntimeError("no\nmore")
 
     monkeypatch.setattr(graphs.Bucket, "capture", fail)

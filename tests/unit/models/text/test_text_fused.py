@@ -6,6 +6,7 @@ import sys
 import types
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -33,11 +34,36 @@ def textbook(
     return out[0].transpose(0, 1).contiguous()
 
 
+def normalized(x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, eps: float) -> torch.Tensor:
+    return torch.nn.functional.layer_norm(x, scale.shape, scale, shift, eps)
+
+
+def embedded(
+    ids: torch.Tensor,
+    positions: torch.Tensor,
+    kinds: torch.Tensor | None,
+    tables: tuple[torch.Tensor, ...],
+    *norm: Any,
+) -> torch.Tensor:
+    kinds = torch.zeros_like(ids) if kinds is None else kinds
+    rows = (table[at] for table, at in zip(tables, (ids, positions, kinds), strict=True))
+    return normalized(sum(rows, torch.tensor(0.0)), *norm)
+
+
+def widened(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.gelu(torch.nn.functional.linear(x, weight, bias))
+
+
 @pytest.fixture(autouse=True)
 def _no_triton(monkeypatch: pytest.MonkeyPatch) -> None:
-    kernel = types.ModuleType("gpu_server.models.text.kernel")
-    vars(kernel).update(tiled_attention=textbook, NO_REACH=1 << 30)
-    monkeypatch.setitem(sys.modules, kernel.__name__, kernel)
+    for name, functions in {
+        "kernel": {"tiled_attention": textbook, "NO_REACH": 1 << 30},
+        "norm_kernel": {"layer_norm": normalized, "embed": embedded},
+        "gelu_kernel": {"linear_gelu": widened},
+    }.items():
+        module = types.ModuleType(f"gpu_server.models.text.{name}")
+        vars(module).update(functions)
+        monkeypatch.setitem(sys.modules, module.__name__, module)
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta", "xlm-roberta", "camembert"])

@@ -65,6 +65,26 @@ def test_a_whole_model_in_the_cache_is_enough(
     assert source._cached("org/name", "") is None
 
 
+def test_old_weights_are_fetched_only_where_there_are_no_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[str]] = []
+
+    def snapshot_download(repo_id: str, **options: Any) -> str:
+        if options.get("local_files_only"):
+            raise huggingface_hub.errors.LocalEntryNotFoundError("not in the cache")
+        asked.append(options["allow_patterns"])
+        if "pytorch_model*.bin" in options["allow_patterns"]:
+            (tmp_path / "pytorch_model.bin").touch()
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    assert source.resolve("org/name") == tmp_path
+    assert ["pytorch_model*.bin" in patterns for patterns in asked] == [False, True]
+    assert source.resolve("org/name") == tmp_path
+    assert len(asked) == 3
+
+
 def test_the_default_model_from_the_cache(
     make_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

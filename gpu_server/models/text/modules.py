@@ -1,0 +1,74 @@
+"""Which modules of sentence-transformers a folder lists in modules.json, in the orders that can be served. No torch."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from gpu_server.errors import ConfigError, ModelFolderMissing
+
+Json = TypeVar("Json", dict[str, Any], list[Any])
+
+_ORDERS = (
+    "Transformer, Pooling, any Dense and perhaps Normalize; Transformer, SpladePooling; or Transformer alone"
+)
+_KNOWN = frozenset({"Transformer", "MLMTransformer", "Pooling", "Dense", "Normalize", "SpladePooling"})
+
+
+@dataclass(frozen=True)
+class Modules:
+    """The folder of each module that is there; all but `transformer` are None or empty in a plain Transformers folder."""
+
+    transformer: Path
+    pooling: Path | None = None
+    dense: tuple[Path, ...] = ()
+    normalize: bool = False
+    splade: Path | None = None
+
+
+def read(folder: Path) -> Modules:
+    """Read `folder/modules.json`, if there is one. Raises ConfigError on a module or an order that cannot be served."""
+    path = folder / "modules.json"
+    if not path.is_file():
+        return Modules(folder)
+    kinds = [(_kind(path, entry["type"]), folder / entry["path"]) for entry in parse(path, list)]
+    match [kind for kind, _ in kinds]:
+        case []:
+            return Modules(folder)
+        case ["Transformer"]:
+            return Modules(kinds[0][1])
+        case ["Transformer" | "MLMTransformer", "SpladePooling"]:
+            return Modules(kinds[0][1], splade=kinds[1][1])
+        case ["Transformer", "Pooling", *after]:
+            normalize = after[-1:] == ["Normalize"]
+            dense = kinds[2 : len(kinds) - normalize]
+            if all(kind == "Dense" for kind, _ in dense):
+                return Modules(kinds[0][1], kinds[1][1], tuple(place for _, place in dense), normalize)
+    raise ConfigError(f"{path}: must list {_ORDERS}")
+
+
+def read_json(path: Path, required: bool = False) -> dict[str, Any]:
+    """A JSON object; empty if there is no such file. Raises ModelFolderMissing if it is `required`, ConfigError."""
+    if required and not path.is_file():
+        raise ModelFolderMissing(f"{path} is missing")
+    return parse(path, dict) if path.is_file() else {}
+
+
+def parse(path: Path, kind: type[Json]) -> Json:
+    """A JSON file that holds a `kind`; raises ConfigError."""
+    try:
+        value = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ConfigError(f"{path} is not JSON: {error}") from None
+    if not isinstance(value, kind):
+        raise ConfigError(f"{path} must hold a JSON {'object' if kind is dict else 'array'}")
+    return value
+
+
+def _kind(path: Path, name: str) -> str:
+    package, _, kind = name.rpartition(".")
+    if package.split(".")[0] != "sentence_transformers" or kind not in _KNOWN:
+        raise ConfigError(f"{path}: module {name} is not supported")
+    return kind

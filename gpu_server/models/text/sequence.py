@@ -1,0 +1,125 @@
+"""Rerankers and classifiers: logits of each item, from the head that its Transformers model brings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import MappingProxyType
+from typing import Literal
+
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from gpu_server.errors import EngineStartFailed
+from gpu_server.models.text import selfcheck
+from gpu_server.models.text.batch import Batch
+from gpu_server.models.text.encoder import Encoder, load_model, quiet
+from gpu_server.models.text.model import PAIRS, TextBatch, TextModel
+from gpu_server.models.text.pooling import first_tokens, last_tokens
+from gpu_server.models.text.stock_head import StockHead, labels_of
+from gpu_server.tokenizing import TextTokenizer
+from gpu_server.wire.documents import ModelInfo
+
+Reads = Literal["first", "last", "all", "whole"]
+"""What the head is given: the first or last hidden state of each item, all of them padded, or nothing: the whole stock
+model runs padded, because its head does something that cannot be done from outside."""
+
+_PICK: Mapping[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = MappingProxyType(
+    {"first": first_tokens, "last": last_tokens}
+)
+
+
+class SequenceModel(TextModel):
+    """Any `*ForSequenceClassification`; one label makes it a reranker, more a classifier. It takes texts and pairs."""
+
+    def forward(self, batch: TextBatch) -> Mapping[str, torch.Tensor]:
+        """`{"logits": float32 [items, labels]}`, without activation."""
+        return {"logits": self._logits(batch).float()}
+
+    def describe(self, info: ModelInfo) -> None:
+        """As every text model, and the labels with the activation that makes scores of their logits."""
+        super().describe(info)
+        config = self._stock.config
+        info.labels = labels_of(config)
+        info.kind = "reranker" if len(info.labels) == 1 else "classifier"
+        independent = len(info.labels) == 1 or config.problem_type == "multi_label_classification"
+        info.activation = self._facts.activation or ("sigmoid" if independent else "softmax")
+
+    def _logits(self, batch: TextBatch) -> torch.Tensor:
+        if self._reads == "whole":
+            assert isinstance(batch.packed, Batch)
+            return self._stock.whole(batch.packed)
+        ran = self._forward(batch.packed)
+        if self._reads in _PICK:
+            return ran.pooled[0]
+        # A batch that was staged for a graph has no ids of its own any more.
+        return self._feed("all", ran.hidden, self._encoder.pack(batch.ids, batch.lengths))
+
+    def _head(self, hidden: torch.Tensor, offsets: torch.Tensor) -> Sequence[torch.Tensor]:
+        if self._reads not in _PICK:
+            return super()._head(hidden, offsets)
+        return [self._stock(_PICK[self._reads](hidden, offsets)[:, None])]
+
+    def _feed(self, reads: Reads, hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """Logits `[items, labels]` of hidden states `[tokens, hidden_size]`."""
+        if reads in _PICK:
+            return self._stock(_PICK[reads](hidden, batch.layout.offsets)[:, None])
+        padded = self._encoder.padded(batch)
+        return self._stock(batch.layout.padded(hidden), padded["input_ids"], padded["attention_mask"])
+
+    def _load_encoder(self, device: torch.device) -> Encoder:
+        facts = self._facts
+        whole = load_model(
+            AutoModelForSequenceClassification, facts.folder, device, self._dtype, facts.stored_dtype
+        )
+        self._stock = StockHead(whole, device)
+        if self._stock.encoder.token_types > 1 and _gives_types(facts.folder):
+            self.inputs = PAIRS
+        return self._stock.encoder
+
+    @torch.inference_mode()
+    def _settle(self) -> None:
+        """Find out what the head reads, by the logits that the unmodified model gives each item alone."""
+        encoder = self._encoder
+        ids, lengths = selfcheck.probe(encoder, self._max_length)
+        types = selfcheck.some_types(encoder, len(ids)) if self.inputs is PAIRS else None
+        runs = encoder.runs
+        encoder.use("padded")
+        want = torch.cat([self._stock.whole(one) for one in selfcheck.each(encoder, ids, lengths, types)])
+        encoder.use(runs)
+        batch = encoder.pack(ids, lengths, types)
+        self._reads = self._best(encoder(batch), batch, want)
+        if self._reads == "whole":
+            encoder.use("padded")
+            if not _distance(self._stock.whole(batch), want) <= selfcheck.TOLERANCE[encoder.dtype]:
+                raise EngineStartFailed("the model does not give the same numbers in a batch as alone")
+
+    def _best(self, hidden: torch.Tensor, batch: Batch, want: torch.Tensor) -> Reads:
+        """The first way to feed the head that is about as right as the best, or "whole" where none is right."""
+        errors: dict[Reads, float] = {}
+        for reads in self._candidates():
+            with suppress(RuntimeError, TypeError, ValueError, AttributeError, IndexError):
+                errors[reads] = _distance(self._feed(reads, hidden, batch), want)
+        limit = min(selfcheck.TOLERANCE[hidden.dtype], 2 * min(errors.values(), default=0.0) + 1e-6)
+        return next((reads for reads, error in errors.items() if error <= limit), "whole")
+
+    def _candidates(self) -> tuple[Reads, ...]:
+        """A tokenizer that ends with the padding token hides the last token from heads that look for it."""
+        (ids,) = TextTokenizer(self._facts.tokenizer_json, self._text_info()).encode(["a"])
+        return ("first", "all") if ids[-1] == self._encoder.pad_id else ("first", "last", "all")
+
+
+def _gives_types(folder: Path) -> bool:
+    """Whether the tokenizer, as Transformers makes it of the folder, gives types: by its class, or as it was saved."""
+    try:
+        with quiet():
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, ImportError):
+        return True
+    return "token_type_ids" in tokenizer.model_input_names
+
+
+def _distance(got: torch.Tensor, want: torch.Tensor) -> float:
+    """Norm of the difference, over the norm where that is above 1: logits may all be near 0."""
+    return float((got.float() - want.float()).norm() / want.float().norm().clamp_min(1.0))
