@@ -1,4 +1,4 @@
-"""The stock web frontend: `gunicorn web:app`, or `create_app()` to add routes of your own.
+"""The stock web frontend: `gunicorn web:app`, `create_app()` to add routes of your own, `GPUServer` for your own app.
 
 Public names are loaded on first use, so that Gunicorn's master can read `web.serving` without loading the app.
 """
@@ -12,10 +12,11 @@ if TYPE_CHECKING:
 
     from web.backend import get_client
     from web.factory import create_app
+    from web.mount import GPUServer
 
     app: Flask
 
-__all__ = ["app", "create_app", "get_client"]
+__all__ = ["GPUServer", "app", "create_app", "get_client"]
 
 
 def __getattr__(name: str) -> object:
@@ -23,6 +24,10 @@ def __getattr__(name: str) -> object:
         from web.backend import get_client
 
         return get_client
+    if name == "GPUServer":
+        from web.mount import GPUServer
+
+        return GPUServer
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from web.factory import create_app

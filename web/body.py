@@ -7,9 +7,10 @@ import re
 from typing import Any, TypeVar
 
 import msgspec
-from flask import request
-from werkzeug.exceptions import BadRequest, RequestEntityTooLarge, UnsupportedMediaType
+from werkzeug.exceptions import BadRequest, UnsupportedMediaType
 
+from web.call import Call
+from web.encoding import JSON
 from web.errors import BadField
 
 T = TypeVar("T")
@@ -18,38 +19,45 @@ MAX_LISTS = 1 << 16
 
 # Brackets inside strings do not count. Possessive throughout, so its time is linear in the body.
 _MANY_LISTS = re.compile(rb'(?:(?:[^\["]++|"(?:[^"\\]++|\\.)*+")*+\[){%d}+' % (MAX_LISTS + 1), re.DOTALL)
+_DECODERS: dict[Any, msgspec.json.Decoder[Any]] = {}
 _MISSING = re.compile("Object missing required field `(.+)`")
 
 
-def read(kind: type[T], texts: str = "") -> T:
-    """The request's JSON body as a `kind`, a msgspec struct; keys it does not declare are ignored.
+def read(call: Call, kind: type[T], texts: str = "") -> T:
+    """The request's JSON body as a `kind`, a msgspec struct; other keys are ignored, of equal ones the last counts.
 
     texts: the field of a body whose lists are texts and their ids; more than MAX_LISTS are refused before they cost memory.
     Ends the request with 415 if its content type is not JSON, 413 if it exceeds the limit, 400 if it is malformed and 422,
     naming the field, if its shape is wrong.
     """
-    if not request.is_json:
+    if not is_json(call.mimetype):
         raise UnsupportedMediaType("the body must be JSON, sent as content-type: application/json")
-    data = request.get_data(cache=False)
-    if request.content_length is None and len(data) == request.max_content_length:
-        _refuse_more()
+    return decode(call.body(), kind, texts)
+
+
+def is_json(mimetype: str) -> bool:
+    """Whether a content type is JSON: its own or a +json form of it."""
+    return mimetype == JSON or (mimetype.startswith("application/") and mimetype.endswith("+json"))
+
+
+def decode(data: bytes, kind: type[T], texts: str = "") -> T:
+    """JSON as a `kind`; as `read`, less what belongs to the request."""
     if texts and data.count(b"[") > MAX_LISTS and _MANY_LISTS.match(data):
         raise BadField(texts, f"more than {MAX_LISTS} lists in the body")
     try:
-        return msgspec.json.decode(data, type=kind)
+        value: T = _decoder(kind).decode(data)
     except msgspec.ValidationError as error:
-        raise _bad_field(str(error)) from None
+        raise bad_field(str(error)) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadRequest(f"malformed JSON: {_fault(data) or error}") from None
+    return value
 
 
-def _refuse_more() -> None:
-    """Werkzeug ends a body of unknown length at the limit without a word; what is left tells that it was cut."""
-    if request.environ["wsgi.input"].read(1):
-        raise RequestEntityTooLarge
+def _decoder(kind: Any) -> msgspec.json.Decoder[Any]:
+    return _DECODERS.get(kind) or _DECODERS.setdefault(kind, msgspec.json.Decoder(kind))
 
 
-def _bad_field(message: str) -> BadField:
+def bad_field(message: str) -> BadField:
     """«Expected `int`, got `str` - at `$.a[1]`» as field `a[1]` and the rest."""
     if missing := _MISSING.fullmatch(message):
         return BadField(missing[1], "required, and missing")

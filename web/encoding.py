@@ -1,22 +1,32 @@
-"""Answers to bytes: JSON straight from float32 arrays, and base64 vectors."""
+"""Answers and their bytes: JSON straight from float32 arrays, and base64 vectors."""
 
 from __future__ import annotations
 
 from base64 import b64encode
-from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import orjson
-from flask import Response
 
 from gpu_server.calls import Vectors
 
+JSON = "application/json"
 
-def json_response(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    """A JSON response; C-contiguous arrays are written as nested lists, float32 in its shortest digits."""
-    body = orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
-    return Response(body, status, headers, mimetype="application/json")
+
+@dataclass(slots=True)
+class Answer:
+    """An HTTP response before a framework sends it."""
+
+    body: bytes = b""
+    status: int = 200
+    headers: dict[str, str] = field(default_factory=dict)
+    content_type: str = JSON
+
+
+def json_answer(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Answer:
+    """A JSON answer; C-contiguous arrays are written as nested lists, float32 in its shortest digits."""
+    return Answer(orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY), status, headers or {})
 
 
 def base64_rows(vectors: Vectors) -> list[str]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from gpu_server.errors import InvalidRequest
-from gpu_server.tokenizing import Direction, TextTokenizer
+from gpu_server.tokenizing import Direction, Text, TextTokenizer
 from web.errors import BadField, EmptyInput
-from web.schemas import Texts
 
 Item = str | list[int]
 
@@ -15,7 +15,7 @@ Item = str | list[int]
 CHARACTERS_PER_TOKEN = 250
 
 
-def as_items(value: Texts, field: str) -> list[Item]:
+def as_items(value: str | Sequence[int | str | list[int]], field: str) -> list[Item]:
     """The items of a body's `field`. Raises EmptyInput on an empty list or item, BadField on ids among texts."""
     if isinstance(value, str):
         value = [value]
@@ -33,6 +33,51 @@ def as_items(value: Texts, field: str) -> list[Item]:
             raise EmptyInput(f"{field}[{i}]")
         items.append(item)
     return items
+
+
+def as_texts(value: str | list[str], field: str) -> list[str]:
+    """The texts of a body's `field`, one or many. Raises EmptyInput on an empty list or text."""
+    texts = [value] if isinstance(value, str) else value
+    if not texts or texts == [""]:
+        raise EmptyInput(field)
+    for i, text in enumerate(texts):
+        if not text:
+            raise EmptyInput(f"{field}[{i}]")
+    return texts
+
+
+def as_pairs(value: str | list[str | list[str]], field: str) -> tuple[bool, list[Text]]:
+    """Texts and pairs of a body's `field`, and whether it is a single one.
+
+    A string is one text, a flat list of two strings one pair; else each entry is a list of one or two strings. Raises
+    EmptyInput and BadField naming the entry.
+    """
+    flat = isinstance(value, str) or (bool(value) and all(isinstance(v, str) for v in value))
+    entries: list[Any] = [value] if flat else list(value)
+    if not entries or value == "":
+        raise EmptyInput(field)
+    pairs: list[Text] = []
+    for i, entry in enumerate(entries):
+        name = field if flat else f"{field}[{i}]"
+        parts = [entry] if isinstance(entry, str) else entry
+        if isinstance(entry, str) and not flat:
+            raise BadField(name, "a bare text beside lists; each entry is [text] or [text, text]")
+        if len(parts) > 2:
+            raise BadField(name, f"{len(parts)} texts, where one or a pair is expected")
+        if not parts or "" in parts:
+            raise EmptyInput(name)
+        pairs.append(parts[0] if len(parts) == 1 else (parts[0], parts[1]))
+    return flat, pairs
+
+
+def cut_characters(
+    i: int, text: Text, tokenizer: TextTokenizer, truncate: bool, direction: Direction
+) -> Text:
+    """A text or pair without the characters that no token could need. Raises InvalidRequest where it must not be cut."""
+    if isinstance(text, str):
+        return _cut(i, text, tokenizer, truncate, direction)
+    first, second = (_cut(i, part, tokenizer, truncate, direction) for part in text)
+    return first, second
 
 
 def token_ids(

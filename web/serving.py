@@ -31,7 +31,7 @@ def worker_count(wanted: int, concurrency: str, cores: int) -> int:
     return int(concurrency) if concurrency.isdecimal() and int(concurrency) else min(cores, 16)
 
 
-bind = settings.bind
+bind = [settings.bind, settings.metrics_bind] if ":" in settings.metrics_bind else settings.bind
 workers = worker_count(settings.workers, os.environ.get("WEB_CONCURRENCY", ""), len(os.sched_getaffinity(0)))
 worker_class = "gthread"
 threads = settings.threads
@@ -56,6 +56,13 @@ def post_worker_init(worker: Any) -> None:
     """Warn about settings that make a slow answer a killed worker, or every request a new connection."""
     for line in warnings_for(worker.cfg.worker_class_str, worker.cfg.timeout, settings.timeout_s):
         worker.log.warning(line)
+
+
+def worker_exit(server: Any, worker: Any) -> None:
+    """Tell the daemon what an ending worker has not told it yet."""
+    app = getattr(worker, "wsgi", None)
+    if isinstance(app, Flask):
+        app.extensions[NAME].counts.flush()
 
 
 def warnings_for(worker_class: str, timeout: int, web_timeout_s: float) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any, get_type_hints
 from gpu_server.config import env_name, parse, setting
 
 MODES = ("error", "warn", "off")
+SIMILARITY = "sentence-similarity"
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,26 @@ class Settings:
         0, "worker processes; 0 means $WEB_CONCURRENCY, else one per core, at most 16", low=0, high=1024
     )
     threads: int = setting(64, "requests a worker serves at the same time", low=1, high=1024)
+    max_client_batch_size: int = setting(
+        2048, "inputs of one request; more than the daemon's max_items are sent in parts", low=1, high=1 << 20
+    )
+    max_client_tokens: int = setting(0, "tokens of one request; 0 sets no limit", low=0, high=1 << 30)
+    max_concurrent_requests: int = setting(
+        0, "requests a worker has in flight before it answers 429; 0 sets no limit", low=0, high=1 << 20
+    )
+    api_keys: str = setting("", "keys, with commas between: key, name:key or name:sha256:hex digest of a key")
+    api_keys_file: str = setting("", "a file of such keys, one a line; lines that begin with # do not count")
+    cors_allow_origins: str = setting(
+        "", "origins whose pages may call, with commas between; * means any, empty none"
+    )
+    metrics_bind: str = setting(
+        "",
+        "where /metrics is served: host:port of a listener of its own; empty means where all else is, off nowhere",
+        pattern=r"|off|.+:\d+",
+    )
+    task: str = setting(
+        "", "what POST / does for an embedding model: embed it, or compare", choices=("", SIMILARITY)
+    )
 
     @classmethod
     def from_env(cls, env: Mapping[str, str] | None = None) -> Settings:
@@ -39,6 +60,9 @@ class Settings:
             variable = variable_of(about.name)
             if raw := env.get(variable):
                 given[about.name] = parse(raw, types[about.name], variable, about.metadata)
+        # The variable by which Inference Endpoints tell Text-Embeddings-Inference the same.
+        if env.get("TASK") == SIMILARITY:
+            given.setdefault("task", SIMILARITY)
         return cls(**given)
 
 

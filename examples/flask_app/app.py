@@ -8,8 +8,8 @@ from web import create_app, get_client
 app = create_app()
 
 
-@app.post("/similarity")
-def similarity():
+@app.post("/compare")
+def compare():
     """Cosine similarity of the first text to each of the others."""
     texts = (request.get_json(silent=True) or {}).get("texts")
     if not isinstance(texts, list) or len(texts) < 2:

@@ -62,12 +62,13 @@ def python(folder: Path, wheel: Path) -> Path:
     return made
 
 
-def test_the_wheel_holds_two_packages_and_their_types(wheel: Path) -> None:
+def test_the_wheel_holds_two_packages_with_their_types_and_units(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     top = {name.partition("/")[0] for name in names}
     assert {name for name in top if not name.endswith(".dist-info")} == {"gpu_server", "web"}
     assert len(top) == 3
-    assert {"gpu_server/py.typed", "web/py.typed"} <= set(names)
+    expected = {"gpu_server/py.typed", "web/py.typed", "gpu_server/units/gpu-server@.service"}
+    assert expected <= set(names)
     shipped = {name for name in names if name.endswith(".py")}
     assert shipped == {
         str(p.relative_to(ROOT)) for d in ("gpu_server", "web") for p in (ROOT / d).rglob("*.py")

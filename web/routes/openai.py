@@ -4,53 +4,50 @@ from __future__ import annotations
 
 from typing import Any
 
-from flask import Blueprint, Response
-
 from gpu_server.wire.documents import ModelInfo
-from web.backend import EmbedJob, backend
-from web.body import read
-from web.context import traceparent
-from web.encoding import base64_rows, json_response
+from web.backend import Backend
+from web.call import Call
+from web.embedding import TextJob, embed
+from web.encoding import Answer, base64_rows, json_answer
 from web.inputs import as_items
-from web.routes.compute import compute_headers
+from web.routing import Routes
 from web.schemas import EmbeddingsRequest
 
-blueprint = Blueprint("openai", __name__)
+routes = Routes("openai")
 
 
-@blueprint.post("/v1/embeddings")
-@blueprint.post("/embeddings")
-def embeddings() -> Response:
+@routes.post(
+    "/v1/embeddings",
+    "/embeddings",
+    "/v1/models/<path:model>/embeddings",
+    body=EmbeddingsRequest,
+    texts="input",
+    hot=True,
+)
+def embeddings(call: Call, body: EmbeddingsRequest, model: str = "") -> Answer:
     """Normalised embeddings, as floats or base64; `model` may be left out."""
-    body = read(EmbeddingsRequest, "input")
-    job = EmbedJob(
-        as_items(body.input, "input"),
-        "input",
-        model=body.model or "",
-        dimensions=body.dimensions or 0,
-        traceparent=traceparent(),
-    )
-    done = backend().embed(job)
-    rows = base64_rows(done.vectors) if body.encoding_format == "base64" else done.vectors
+    job = TextJob(as_items(body.input, "input"), "input", model or body.model or "")
+    vectors, info, measures = embed(Backend(call), job, dimensions=body.dimensions or 0)
+    rows = base64_rows(vectors) if body.encoding_format == "base64" else vectors
     answer = {
         "object": "list",
         "data": [{"object": "embedding", "index": i, "embedding": row} for i, row in enumerate(rows)],
-        "model": done.model.name,
-        "usage": {"prompt_tokens": done.tokens, "total_tokens": done.tokens},
+        "model": info.name,
+        "usage": {"prompt_tokens": measures.tokens, "total_tokens": measures.tokens},
     }
-    return json_response(answer, headers=compute_headers(done))
+    return json_answer(answer, headers=measures.headers(info))
 
 
-@blueprint.get("/v1/models")
-def models() -> Response:
+@routes.get("/v1/models")
+def models(call: Call) -> Answer:
     """The served models, the default first."""
-    return json_response({"object": "list", "data": [_card(m) for m in backend().models()]})
+    return json_answer({"object": "list", "data": [_card(m) for m in Backend(call).models()]})
 
 
-@blueprint.get("/v1/models/<path:name>")
-def model(name: str) -> Response:
+@routes.get("/v1/models/<path:model>")
+def model_card(call: Call, model: str) -> Answer:
     """One served model, by its name or the last part of it."""
-    return json_response(_card(backend().model(name)))
+    return json_answer(_card(Backend(call).model(model)))
 
 
 def _card(info: ModelInfo) -> dict[str, Any]:

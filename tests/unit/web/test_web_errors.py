@@ -17,6 +17,8 @@ from gpu_server.client import Client
 from gpu_server.testing import FakeServer
 from gpu_server.wire import RequestHeader
 from web import create_app, get_client
+from web.routes import TABLE
+from web.schemas import BODIES
 from web.settings import Settings
 
 
@@ -174,26 +176,44 @@ VALUES = st.recursive(
     SCALARS, lambda v: st.lists(v, max_size=4) | st.dictionaries(st.text(max_size=4), v, max_size=3)
 )
 KEYS = st.sampled_from(
-    [
-        "inputs",
-        "input",
-        "truncate",
-        "dimensions",
-        "prompt_name",
-        "normalize",
-        "model",
-        "parameters",
-        "timeout_ms",
-    ]
+    sorted(
+        {name for body in BODIES for name in body.__struct_fields__}
+        | {"name", "shape", "datatype", "data", "text"}
+    )
+)
+PATHS = sorted(
+    route.path.replace("<path:model>", model).replace("<version>", "1")
+    for route in TABLE
+    for model in ("echo", "embedding")
+    if route.method == "POST"
 )
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    body=st.dictionaries(KEYS, VALUES) | VALUES,
-    path=st.sampled_from(["/embed", "/v1/embeddings", "/v1/models/echo/infer"]),
-)
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(body=st.dictionaries(KEYS, VALUES) | VALUES, path=st.sampled_from(PATHS))
 def test_no_json_body_is_a_server_error(http: FlaskClient, body: Any, path: str) -> None:
     answer = http.post(path, data=json.dumps(body), content_type="application/json")
-    assert answer.status_code < 424, answer.get_json()
+    assert answer.status_code <= 424, answer.get_json()
+    assert answer.is_json
+
+
+@pytest.mark.parametrize("path", sorted({path for path in PATHS if "embedding" not in path}))
+@pytest.mark.parametrize(
+    ("data", "kind", "status"),
+    [
+        (b"{", "application/json", 400),
+        (b'{"a":"\\ud800"}', "application/json", 400),
+        (b'{"a":NaN}', "application/json", 400),
+        (b'{"a":' + b"[" * 20_000 + b"]" * 20_000 + b"}", "application/json", 400),
+        (b"[]", "application/json", 422),
+        (b"x=1", "application/x-www-form-urlencoded", 415),
+        (b'{"a":"' + b"a" * (64 << 10) + b'"}', "application/json", 413),
+    ],
+)
+def test_every_route_names_a_bad_body(
+    http: FlaskClient, path: str, data: bytes, kind: str, status: int
+) -> None:
+    answer = http.post(path, data=data, content_type=kind)
+    kserve = path.startswith("/v2/models") and status == 415
+    assert answer.status_code == (400 if kserve else status), answer.get_json()
     assert answer.is_json

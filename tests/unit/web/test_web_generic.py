@@ -67,14 +67,14 @@ def test_numbers_that_are_not_finite_are_null() -> None:
 def test_items_that_fail_alone_are_reported(
     http: FlaskClient, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = client.infer_request
+    real = client.request
 
     def with_item_error(*args: Any, **options: Any) -> Any:
         reply = real(*args, **options)
         reply.header.item_errors = (ItemError(1, "model_failed", "boom"),)
         return reply
 
-    monkeypatch.setattr(client, "infer_request", with_item_error)
+    monkeypatch.setattr(client, "request", with_item_error)
     answer = http.post(PATH, json={"inputs": {"x": [1, 2]}})
     assert answer.status_code == 200
     assert answer.get_json()["item_errors"] == [{"item": 1, "code": "model_failed", "message": "boom"}]

@@ -1,0 +1,103 @@
+"""Which model a request means: by field, by path, by what the route is for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from flask.testing import FlaskClient
+
+from gpu_server.client import Client
+from gpu_server.testing import FakeServer, echo_model, embedding_model
+from gpu_server.wire import Limits
+from web import create_app
+from web.settings import SIMILARITY, Settings
+
+
+@pytest.fixture
+def two() -> Iterator[FlaskClient]:
+    models = (echo_model(), embedding_model("team/small"), embedding_model("team/large", dimensions=16))
+    with FakeServer(*models, limits=Limits(max_items=10)) as server, Client(server.endpoint) as client:
+        yield create_app(client, Settings()).test_client()
+
+
+def dimensions(answer: Any) -> int:
+    assert answer.status_code == 200, answer.get_json()
+    return len(answer.get_json()[0])
+
+
+def test_by_field_and_by_path(two: FlaskClient) -> None:
+    assert dimensions(two.post("/embed", json={"inputs": "a"})) == 8
+    assert dimensions(two.post("/embed", json={"inputs": "a", "model": "team/large"})) == 16
+    for path in ("/models/team/large/embed", "/models/large/embed", "/models/large"):
+        assert dimensions(two.post(path, json={"inputs": "a", "model": "small"})) == 16
+    body = two.post("/v1/models/large/embeddings", json={"input": "a"}).get_json()
+    assert (body["model"], len(body["data"][0]["embedding"])) == ("team/large", 16)
+    assert two.get("/models/large/info").get_json()["model_id"] == "team/large"
+    assert two.get("/info").get_json()["model_id"] == "team/small"
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/embed", {"inputs": "a", "model": "nope"}),
+        ("/models/nope/embed", {"inputs": "a"}),
+        ("/models/nope", {"inputs": "a"}),
+        ("/models/nope/tokenize", {"inputs": "a"}),
+        ("/models/nope/info", None),
+        ("/v2/models/nope", None),
+    ],
+)
+def test_an_unknown_model_is_404_with_the_list(two: FlaskClient, path: str, body: Any) -> None:
+    answer = two.get(path) if body is None else two.post(path, json=body)
+    assert answer.status_code == 404
+    assert "echo, team/small, team/large" in answer.get_json()["error"]
+
+
+@pytest.mark.parametrize("path", ["/", "/invocations"])
+def test_the_alias_does_what_the_model_is_for(two: FlaskClient, path: str) -> None:
+    assert dimensions(two.post(path, json={"inputs": "a"})) == 8
+
+
+def test_the_alias_of_a_custom_model_is_infer(client: Client) -> None:
+    with FakeServer(echo_model()) as server, Client(server.endpoint) as only:
+        answer = create_app(only, Settings()).test_client().post("/", json={"inputs": {"x": [1]}})
+    assert answer.get_json()["outputs"] == {"x": [1]}
+
+
+def test_task_makes_the_alias_compare(client: Client) -> None:
+    http = create_app(client, Settings(task=SIMILARITY)).test_client()
+    asked = {"inputs": {"source_sentence": "a", "sentences": ["a"]}}
+    np.testing.assert_allclose(http.post("/", json=asked).get_json(), [1], rtol=1e-6)
+    assert Settings.from_env({"TASK": SIMILARITY}).task == SIMILARITY
+    assert Settings.from_env({"TASK": "text-classification"}).task == ""
+
+
+def test_vertex_answers_each_instance(two: FlaskClient) -> None:
+    asked = {"instances": [{"inputs": "a"}, {"inputs": ["a", "b"], "dimensions": 3}]}
+    first, second = two.post("/vertex", json=asked).get_json()["predictions"]
+    assert (np.shape(first), np.shape(second)) == ((1, 8), (2, 3))
+
+
+def test_more_inputs_than_the_daemon_takes_at_once_are_sent_in_parts(two: FlaskClient) -> None:
+    texts = [f"text {i}" for i in range(34)]
+    whole = two.post("/embed", json={"inputs": texts}).get_json()
+    assert whole == [two.post("/embed", json={"inputs": text}).get_json()[0] for text in texts]
+
+
+def test_limits_of_a_request_are_those_of_the_settings(client: Client) -> None:
+    http = create_app(client, Settings(max_client_batch_size=32, max_client_tokens=10)).test_client()
+    many = http.post("/embed", json={"inputs": ["a"] * 33})
+    assert many.status_code == 422
+    assert many.get_json() == {
+        "error": "inputs: batch size 33 > maximum allowed batch size 32",
+        "error_type": "Validation",
+    }
+    long = http.post("/embed", json={"inputs": "a" * 9})
+    assert (long.status_code, long.get_json()["error"]) == (
+        422,
+        "inputs: 11 tokens exceed max_client_tokens = 10",
+    )
+    assert http.post("/embed", json={"inputs": "a" * 8}).status_code == 200

@@ -1,0 +1,95 @@
+"""The hot routes answered in front of Flask's dispatch, which costs more than all the rest of a small request."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from http import HTTPStatus
+from typing import TYPE_CHECKING
+
+from flask import Flask
+from werkzeug.exceptions import HTTPException
+
+from gpu_server.errors import RemoteError
+from web.auth import Keys
+from web.call import Call, Shared
+from web.context import REQUEST_ID, request_id
+from web.counts import ROUTE
+from web.encoding import Answer
+from web.errors import DIALECT, defect, problem_of, render
+from web.routes import TABLE
+from web.routing import Route, run
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+_STATUS = {s.value: f"{s.value} {s.phrase}" for s in HTTPStatus} | {499: "499 Client Closed Request"}
+
+
+def install(app: Flask, shared: Shared, keys: Keys, url_prefix: str) -> None:
+    """Put the layer around `app.wsgi_app`, once the routes and their own hooks are in the app."""
+    app.wsgi_app = FastLayer(app, app.wsgi_app, shared, keys, url_prefix)  # type: ignore[method-assign]
+
+
+class FastLayer:
+    """Answers the hot routes as Flask would, byte for byte, and hands all else to it.
+
+    Steps aside, so that Flask serves these routes too, in an app that was given hooks or error handlers besides its own:
+    they are honoured at the price of Flask's dispatch. That is settled at the first request; Flask takes no more then.
+    """
+
+    def __init__(
+        self, app: Flask, inner: WSGIApplication, shared: Shared, keys: Keys, url_prefix: str
+    ) -> None:
+        self.inner = inner
+        self._app = app
+        self._shared = shared
+        self._keys = keys
+        self._routes = {url_prefix + r.path: r for r in TABLE if r.hot and "<" not in r.path}
+        self._hooks = _hooks(app)
+        self._settled = False
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        route = self._routes.get(environ["PATH_INFO"])
+        if route is None or environ["REQUEST_METHOD"] != route.method:
+            return self.inner(environ, start_response)
+        if not self._settled:
+            self._settle()
+            return self(environ, start_response)
+        answer = self._answer(route, environ)
+        headers = [
+            ("Content-Type", answer.content_type),
+            ("Content-Length", str(len(answer.body))),
+            *answer.headers.items(),
+            (REQUEST_ID, request_id(environ)),
+        ]
+        start_response(_STATUS[answer.status], headers)
+        return [answer.body]
+
+    def _settle(self) -> None:
+        if _hooks(self._app) != self._hooks:
+            self._routes = {}
+        self._settled = True
+
+    def _answer(self, route: Route, environ: WSGIEnvironment) -> Answer:
+        environ[DIALECT], environ[ROUTE] = route.dialect, route.name
+        try:
+            if self._keys:
+                self._keys.check(environ)
+            return run(route, Call(environ, self._shared), {})
+        except (RemoteError, HTTPException) as error:
+            return render(problem_of(error, environ, self._shared.settings.max_body_bytes), environ)
+        except Exception:
+            # The last resort, as Flask's own: logged with its traceback, and a 500.
+            self._app.logger.exception("request %s: %s", request_id(environ), environ["PATH_INFO"])
+            return render(defect(environ), environ)
+
+
+def _hooks(app: Flask) -> tuple[object, ...]:
+    """All that Flask would run around a request."""
+    found: list[object] = [*app.teardown_appcontext_funcs]
+    for hooks in (app.before_request_funcs, app.after_request_funcs, app.teardown_request_funcs):
+        found += [(scope, tuple(listed)) for scope, listed in hooks.items() if listed]
+    found += [(scope, tuple(listed)) for scope, listed in app.url_value_preprocessors.items() if listed]
+    for scope, by_code in app.error_handler_spec.items():
+        found += [(scope, code, tuple(handlers.items())) for code, handlers in by_code.items()]
+    return tuple(found)

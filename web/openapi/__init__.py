@@ -1,0 +1,1 @@
+"""The OpenAPI document: what describes each route, and how that becomes JSON."""
