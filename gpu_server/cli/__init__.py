@@ -10,7 +10,20 @@ import click
 from gpu_server._version import __version__
 from gpu_server.errors import GPUServerError, RemoteError
 
-VERBS = ("bench", "config", "embed", "models", "start", "status", "stop")
+VERBS = (
+    "bench",
+    "config",
+    "drain",
+    "embed",
+    "load",
+    "models",
+    "reload",
+    "start",
+    "status",
+    "stop",
+    "systemd",
+    "unload",
+)
 
 
 class Verbs(click.Group):

@@ -1,8 +1,7 @@
-"""`gpu-server bench`: time the engine on this machine."""
+"""`gpu-server bench`: time the engine on this machine, or a service over HTTP."""
 
 from __future__ import annotations
 
-import sys
 from importlib import import_module
 from typing import Any
 
@@ -11,13 +10,16 @@ import msgspec
 
 from gpu_server import config, source
 from gpu_server.cli import options
-
-WIDTH = 24
+from gpu_server.cli.bar import show
+from gpu_server.cli.bench_http import http
 
 
 @click.group("bench")
 def command() -> None:
-    """Time parts of the server on this machine."""
+    """Time parts of the server on this machine, or a whole service over HTTP."""
+
+
+command.add_command(http)
 
 
 @command.command("forward")
@@ -35,25 +37,19 @@ def forward(model: str, shape: str, as_json: bool, **flags: Any) -> None:
     click.echo(msgspec.json.encode(report).decode() if as_json else table(report))
 
 
-def show(what: str, done: float) -> None:
-    """A progress bar on a terminal."""
-    if sys.stderr.isatty():
-        filled = int(done * WIDTH)
-        bar = f"[{'█' * filled}{'·' * (WIDTH - filled)}] {what}" if what else ""
-        click.echo(f"\r\033[K{bar}", err=True, nl=False)
-
-
 def table(report: Any) -> str:
     """The report as text."""
     lines = [
         f"{report.model}: {report.dtype}, {report.runs}, on {report.device}, torch {report.torch}",
-        f"matmul ceiling {report.ceiling_tflops:.3g} TFLOP/s; load and warm-up {report.load_s:.1f} s; "
-        f"device memory {report.memory_mib:.0f} MiB",
+        f"matmul ceiling {report.ceiling_tflops:.3g} TFLOP/s; load and warm-up {report.load_s:.1f} s, "
+        f"of which graphs {report.capture_s:.1f} s; device memory {report.memory_mib:.0f} MiB, "
+        f"of which graphs {report.capture_mib:.0f} MiB",
         f"one text of 16 tokens: p50 {report.single_p50_us:.0f} us, p99 {report.single_p99_us:.0f} us",
-        f"{'tokens':>8} {'items':>6} {'us/batch':>10} {'Mtok/s':>8} {'of ceiling':>11}",
+        f"{'tokens':>8} {'items':>6} {'us/batch':>10} {'Mtok/s':>8} {'of ceiling':>11} {'replay us':>10} {'of batch':>9}",
     ]
     for row in report.rows:
         lines.append(
-            f"{row.tokens:8} {row.items:6} {row.batch_us:10.0f} {row.tokens_per_s / 1e6:8.3f} {row.ceiling_share:11.1%}"
+            f"{row.tokens:8} {row.items:6} {row.batch_us:10.0f} {row.tokens_per_s / 1e6:8.3f} {row.ceiling_share:11.1%} "
+            f"{row.bare_us:10.0f} {row.loop_share:9.1%}"
         )
     return "\n".join(lines)

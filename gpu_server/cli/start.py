@@ -11,6 +11,8 @@ import click
 
 from gpu_server import config, logs, source
 from gpu_server.cli import options
+from gpu_server.daemon import systemd
+from gpu_server.errors import GPUServerError
 from gpu_server.wire.documents import Status
 
 WIDTH = 24
@@ -28,6 +30,17 @@ def command(models: tuple[str, ...], path: Path | None, **flags: Any) -> None:
     MODEL is pkg.module:Class, a folder, or a hub id; without one all-MiniLM-L6-v2 is served. SIGTERM or Ctrl-C finishes what
     was accepted, then stops; a second one stops at once.
     """
+    notifier = systemd.Notifier.from_environment()
+    try:
+        sys.exit(_serve(path, flags, models, notifier))
+    except GPUServerError as error:
+        notifier.send(systemd.status(str(error)))
+        raise
+
+
+def _serve(
+    path: Path | None, flags: dict[str, Any], models: tuple[str, ...], notifier: systemd.Notifier
+) -> int:
     settings = config.load(path, flags, models)
     for model in settings.models or (config.ModelConfig(),):
         source.check_packages(model.source)
@@ -36,7 +49,7 @@ def command(models: tuple[str, ...], path: Path | None, **flags: Any) -> None:
 
     source.search_current_folder()
     logs.setup(settings.server.log_level, settings.server.log_format, "daemon")
-    sys.exit(Daemon(settings, Progress()).run())
+    return Daemon(settings, Progress(), notifier, systemd.inherited_listener()).run()
 
 
 class Progress:

@@ -9,6 +9,8 @@ import click
 from gpu_server.cli import options
 from gpu_server.wire.documents import Status, to_json
 
+SHOWN_LABELS = 5
+
 
 @click.command("status")
 @options.endpoint
@@ -37,6 +39,8 @@ def describe(status: Status) -> str:
         facts = [model.kind, model.dtype, model.runs, f"version {model.version}"]
         if model.dimensions:
             facts.append(f"{model.dimensions} dimensions")
+        if len(model.labels) > 1:
+            facts.append(f"{len(model.labels)} labels: {', '.join(model.labels[:SHOWN_LABELS])}")
         if model.text is not None:
             facts.append(f"max length {model.text.max_length}")
         lines.append(f"model    {model.name}: {', '.join(f for f in facts if f)}")

@@ -1,0 +1,1 @@
+"""Load for an HTTP service, from several processes: what `gpu-server bench http` runs."""
