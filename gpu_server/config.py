@@ -14,6 +14,7 @@ from typing import Any, get_type_hints
 from gpu_server.errors import ConfigError
 
 ENV_PREFIX = "GPU_SERVER_"
+POOLINGS = ("", "cls", "mean", "lasttoken", "max", "mean_sqrt_len_tokens", "weightedmean", "splade")
 _BOOLS = {
     "true": True,
     "1": True,
@@ -58,6 +59,12 @@ class ServerConfig:
     drain_timeout_s: float = setting(
         30.0, "seconds that a stop waits for accepted requests", low=0, high=3600
     )
+    metrics_port: int = setting(
+        0, "serve /metrics at this port of 127.0.0.1 too; 0 does not", low=0, high=65_535
+    )
+    tei_metrics: bool = setting(
+        False, "repeat metrics under the names that Text-Embeddings-Inference has for them"
+    )
 
 
 @dataclass(frozen=True)
@@ -85,6 +92,9 @@ class EngineConfig:
     device: str = setting(
         "auto", "auto (the first GPU if there is one), cpu, cuda or cuda:N", pattern=r"auto|cpu|cuda(:\d+)?"
     )
+    max_memory_mb: int = setting(
+        0, "MiB of the GPU's memory that the engine may take; 0 means all of it", low=0, high=1 << 24
+    )
     max_batch_tokens: int = setting(16_384, "most that one batch may cost", low=1, high=1 << 30)
     max_batch_items: int = setting(2048, "most items in one batch", low=1, high=1 << 20)
     batches_in_flight: int = setting(2, "batches sent to the engine before the first answers", low=1, high=8)
@@ -94,7 +104,7 @@ class EngineConfig:
     batch_timeout_s: float = setting(
         300.0, "seconds a batch may run before the engine is taken to hang and respawned", low=1, high=86_400
     )
-    threads: int = setting(0, "CPU threads of torch; 0 means one per core", low=0, high=4096)
+    threads: int = setting(0, "CPU threads of torch; 0 means one per physical core of its share", low=0, high=4096)
     graphs: bool = setting(True, "on a GPU, run text models as CUDA graphs")
     fused: bool = setting(True, "in graphs, replace the layers of BERT-like models by hand-fused ones")
     compile: bool = setting(
@@ -115,7 +125,7 @@ class ModelConfig:
         "auto", "number type of the weights", choices=("auto", "float32", "float16", "bfloat16"), flag=False
     )
     pooling: str = setting(
-        "", "overrides the folder's own", choices=("", "cls", "mean", "lasttoken"), flag=False
+        "", "overrides the folder's own; splade makes sparse vectors", choices=POOLINGS, flag=False
     )
     max_length: int = setting(
         0, "tokens of one text; 0 means the folder's own", low=0, high=1 << 20, flag=False

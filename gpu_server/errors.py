@@ -13,7 +13,8 @@ GPUServerError
 ├─ TorchGuardError                torch was found in a web worker
 └─ RemoteError                    an error reply, or its client-made twin
    ├─ InvalidRequest 400          UnsupportedVersion 400    ModelNotFound 404
-   ├─ StaleTokenizer 409          TooLarge 413              UnsupportedOperation 424
+   ├─ StaleTokenizer 409          Conflict 409              TooLarge 413
+   ├─ UnsupportedOperation 424    LoadFailed 500
    ├─ Overloaded 429              Cancelled 499
    ├─ ModelFailed 500             InternalError 500
    ├─ ModelLoading 503            ShuttingDown 503          EngineCrashed 503
@@ -152,6 +153,12 @@ class StaleTokenizer(RemoteError):
     code, http_status, retryable = "stale_tokenizer", 409, True
 
 
+class Conflict(RemoteError):
+    """Another change of the served models is under way."""
+
+    code, http_status, retryable, exit_code = "conflict", 409, True, 73
+
+
 class TooLarge(RemoteError):
     """The request exceeds an announced limit."""
 
@@ -179,6 +186,12 @@ class ModelFailed(RemoteError):
     """The model's forward raised, or its output does not match its input."""
 
     code, http_status = "model_failed", 500
+
+
+class LoadFailed(RemoteError):
+    """A change of the served models failed; those from before go on being served."""
+
+    code, http_status, exit_code = "load_failed", 500, 74
 
 
 class InternalError(RemoteError):

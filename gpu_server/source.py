@@ -17,7 +17,7 @@ Kind = Literal["default", "class", "folder", "hub"]
 
 DEFAULT_NAME = "sentence-transformers/all-MiniLM-L6-v2"
 INSTALL_SERVER = "install gpu-server with its server extra: pip install '.[server]' in the clone"
-_PACKAGES = ("torch", "tokenizers", "prometheus_client")
+_PACKAGES = ("torch", "tokenizers")
 _TEXT_PACKAGES = ("transformers",)
 _CLASS = re.compile(r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
 _HUB = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")

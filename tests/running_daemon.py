@@ -20,7 +20,9 @@ from gpu_server.errors import Unavailable
 from gpu_server.wire.documents import Status
 
 ROOT = Path(__file__).parents[1]
-COMMAND = Path(sys.executable).with_name("gpu-server")
+PYTHON = os.environ.get("SERVER_PYTHON", sys.executable)
+"""The interpreter of the servers; tests of client packages run in an environment of their own."""
+COMMAND = Path(PYTHON).with_name("gpu-server")
 MODELS = ROOT / "tests" / "integration" / "models"
 WAIT_S = 60.0
 
@@ -69,7 +71,7 @@ class RunningDaemon:
     ) -> None:
         self.endpoint = endpoint
         self._log = tempfile.NamedTemporaryFile("w+", prefix="gs-log-")  # noqa: SIM115 - lives as long as the daemon
-        command = [str(COMMAND)] if installed else [sys.executable, "-m", "gpu_server"]
+        command = [str(COMMAND)] if installed else [PYTHON, "-m", "gpu_server"]
         path = {"PYTHONPATH": ""} if installed else {}
         self.process = subprocess.Popen(
             [*command, "start", *arguments],

@@ -10,7 +10,6 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -19,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from running_daemon import ROOT, alive, children, clean_environment, until
+from running_daemon import PYTHON, ROOT, alive, children, clean_environment, until
 
 WAIT_S = 30.0
 CLASSES = {
@@ -69,7 +68,7 @@ class RunningGunicorn:
         access = ["--access-logfile", str(self._access), "--access-logformat", "%(p)s"]
         clean = clean_environment(GPU_SERVER_ENDPOINT=endpoint, **env)
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "gunicorn", *binds, *access, *options, app],
+            [PYTHON, "-m", "gunicorn", *binds, *access, *options, app],
             cwd=cwd,
             env={k: v for k, v in clean.items() if not k.startswith(("GUNICORN_", "WEB_CON"))},
             stderr=subprocess.PIPE,

@@ -19,6 +19,7 @@ from gpu_server.wire import RequestHeader, Tensor, Tensors
 from gpu_server.wire.documents import InputInfo, ModelInfo, answers_to
 
 TEXT_PARAMS = frozenset({"truncate", "truncation_direction", "prompt_name"})
+PAIR_KINDS = frozenset({"reranker", "classifier"})
 
 
 def find_model(name: str, models: Mapping[str, ModelInfo], phase: str) -> ModelInfo:
@@ -40,14 +41,17 @@ def find_model(name: str, models: Mapping[str, ModelInfo], phase: str) -> ModelI
 
 def takes_text(info: ModelInfo, inputs: Tensors) -> bool:
     """Whether these inputs are text to be tokenised here. Raises UnsupportedOperation if the model takes none."""
-    if "text" not in inputs or len(inputs) > 1 or any(i.name == "text" for i in info.inputs):
+    if set(inputs) not in ({"text"}, {"text", "text_pair"}) or any(i.name == "text" for i in info.inputs):
         return False
     if info.text is None:
         if not info.inputs:
             return False
         raise UnsupportedOperation(f"model {info.name!r} takes no text")
-    if inputs["text"].dtype != "utf8":
-        raise InvalidRequest("text must be utf8")
+    if "text_pair" in inputs and info.kind not in PAIR_KINDS:
+        raise UnsupportedOperation(f"model {info.name!r} takes no pairs of texts")
+    for name, tensor in inputs.items():
+        if tensor.dtype != "utf8":
+            raise InvalidRequest(f"{name} must be utf8")
     return True
 
 
@@ -66,6 +70,8 @@ def build(
         raise InvalidRequest(f"model {info.name!r} has no input {extra[0]!r}", {"field": extra[0]})
     if info.text is not None:
         _check_ids(inputs["input_ids"], info.text.max_length, info.text.vocab_size)
+        if "token_type_ids" in inputs and inputs["token_type_ids"].offsets != inputs["input_ids"].offsets:
+            raise InvalidRequest("token_type_ids must be as long as input_ids", {"field": "token_type_ids"})
     params = _check_params(header.params, info) if header.params else {}
     return Request(
         peer=peer,
@@ -120,20 +126,19 @@ def _check_input(declared: InputInfo, inputs: Tensors, info: ModelInfo) -> None:
         raise InvalidRequest(
             f"model {info.name!r} needs the input {declared.name!r}", {"field": declared.name}
         )
-    ragged = declared.shape[:1] == (-1,)
-    fits = tensor.shape[1:] == declared.shape or (
-        ragged and tensor.offsets is None and _is_row(tensor, declared)
-    )
-    if tensor.dtype != declared.dtype or not fits:
+    if tensor.dtype == declared.dtype and tensor.shape[1:] == declared.shape:
+        return
+    if tensor.dtype != declared.dtype or not _is_row(tensor, declared):
         wanted = f"{declared.dtype} [items{''.join(f', {_dim(d)}' for d in declared.shape)}]"
         got = f"{tensor.dtype} [{', '.join(_dim(d) for d in tensor.shape)}]"
         raise InvalidRequest(f"input {declared.name!r} must be {wanted}; got {got}", {"field": declared.name})
-    if ragged and tensor.offsets is None:
-        inputs[declared.name] = _to_ragged(tensor)
+    inputs[declared.name] = _to_ragged(tensor)
 
 
 def _is_row(tensor: Tensor, declared: InputInfo) -> bool:
-    return len(tensor.shape) > 1 and tensor.shape[2:] == declared.shape[1:]
+    """Whether a dense tensor may stand for a declared ragged one."""
+    ragged, dense = declared.shape[:1] == (-1,), tensor.offsets is None and len(tensor.shape) > 1
+    return ragged and dense and tensor.shape[2:] == declared.shape[1:]
 
 
 def _to_ragged(tensor: Tensor) -> Tensor:
@@ -155,12 +160,13 @@ def _check_ids(ids: Tensor, max_length: int, vocab_size: int) -> None:
             f"item {item} has {lengths[item]} tokens; a row holds 1 to max_length = {max_length}",
             {"item": item, "limit": "max_length"},
         )
-    values = np.frombuffer(ids.data, np.int32)
-    if values.view(np.uint32).max() >= vocab_size:
-        at = int(np.argmax(values.view(np.uint32) >= vocab_size))
+    # Unsigned, a negative id is a large one.
+    values = np.frombuffer(ids.data, np.uint32)
+    if values.max() >= vocab_size:
+        at = int(np.argmax(values >= vocab_size))
         item = int(np.searchsorted(np.asarray(ids.offsets), at, side="right")) - 1
         raise InvalidRequest(
-            f"item {item} has token id {int(values[at])}, outside 0 … {vocab_size - 1}",
+            f"item {item} has token id {int(values.view(np.int32)[at])}, outside 0 … {vocab_size - 1}",
             {"item": item, "limit": "vocab_size"},
         )
 
@@ -168,8 +174,13 @@ def _check_ids(ids: Tensor, max_length: int, vocab_size: int) -> None:
 def _costs(info: ModelInfo, inputs: Tensors) -> list[int]:
     if isinstance(info.cost, str):
         lengths = inputs[info.cost].lengths()
-        return lengths if min(lengths) > 0 else [max(1, n) for n in lengths]
+        return [max(1, n) for n in lengths] if 0 in lengths else lengths
     return [info.cost] * next(iter(inputs.values())).items
+
+
+def takes_types(info: ModelInfo) -> bool:
+    """Whether the model tells the texts of a pair apart by the types of their tokens."""
+    return any(declared.name == "token_type_ids" for declared in info.inputs)
 
 
 def text_options(params: Mapping[str, Any]) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from gpu_server.wire import (
 )
 from gpu_server.wire.documents import EngineStatus, ModelInfo
 from gpu_server.wire.events import EngineSpec, Event, pack, unpack_event
+from gpu_server.wire.monitoring import EngineMemory
 
 LinkState = Literal["loading", "ready", "failed", "dead", "stopping"]
 BatchDone = Callable[[Batch, ReplyHeader, Tensors], None]
@@ -44,6 +45,7 @@ class EngineLink:
         self.state: LinkState = "loading"
         self.event = Event(kind="progress", phase="starting")
         self.heard = time.monotonic()
+        self.memory = EngineMemory()
         self.models: dict[str, ModelInfo] = {}
         self.tokenizers: dict[str, bytes] = {}
         self.batches: dict[bytes, Batch] = {}
@@ -84,23 +86,21 @@ class EngineLink:
         header = RequestHeader(v=VERSION, id=key, op="infer", model=batch.model, params=batch.params)
         self.batches[key] = batch
         frames = encode_request(header, batch.inputs(), MAX_BATCH_HEADER_BYTES)
-        self.socket.send_multipart(frames, zmq.NOBLOCK, copy=False)
+        multipart.send(self.socket, frames, copy=False)
 
-    def receive(self, done: BatchDone) -> int:
-        """Read all answers that have come; `done` is called for each batch. Returns how many there were."""
-        count = 0
+    def receive(self, done: BatchDone) -> None:
+        """Read all answers that have come; `done` is called for each batch."""
         while True:
             try:
                 frames = multipart.receive(self.socket)
             except zmq.Again:
-                return count
-            count += 1
+                return
             try:
                 header, outputs = decode_reply(frames)
             except ProtocolError:
                 # An engine that no longer speaks the protocol cannot be trusted with anything else.
                 self.kill()
-                return count
+                return
             batch = self.batches.pop(header.id, None)
             if batch is not None:
                 done(batch, header, outputs)
@@ -122,6 +122,7 @@ class EngineLink:
             restarts=restarts,
             in_flight=len(self.batches),
             error=self.event.message,
+            memory=self.memory,
         )
 
     def stop(self) -> None:
@@ -162,6 +163,9 @@ class EngineLink:
 
     def _handle(self, event: Event) -> None:
         self.heard = time.monotonic()
+        if event.kind == "memory":
+            self.memory = event.memory
+            return
         device = event.device or self.event.device
         self.event = event
         self.event.device = device

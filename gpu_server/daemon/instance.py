@@ -18,6 +18,7 @@ FOLDER_MODE = 0o750
 LOCK_TRIES = 10
 LOCK_PAUSE_S = 0.02
 _ENGINE_SUFFIX = ".e"
+_CONTROL_SUFFIX = ".ctl"
 
 
 class Instance:
@@ -26,15 +27,19 @@ class Instance:
     A later bind would steal a live ipc path without a word (libzmq 4.3.5), so the lock, not the socket, keeps a second
     daemon out. Raises EndpointError if the folder cannot be used and AlreadyRunning, naming the holder, if the lock is
     taken.
+
+    adopted: the socket was opened by a service manager, which keeps it open; it is neither changed nor removed.
     """
 
-    def __init__(self, endpoint: str) -> None:
+    def __init__(self, endpoint: str, adopted: bool = False) -> None:
         endpoints.check(endpoint)
         self.endpoint = endpoint
+        self._adopted = adopted
         self._socket = endpoints.ipc_path(endpoint)
         # A tcp endpoint has no file of its own: its lock and the engine's socket go where this user's socket would.
         self._base = self._socket or _tcp_base(endpoint)
-        endpoints.check(f"ipc://{self._base}{_ENGINE_SUFFIX}0")
+        self.control_endpoint = control_endpoint(endpoint)
+        endpoints.check(self.control_endpoint)
         _prepare_folder(self._base.parent)
         self._lock = self._take_lock()
         self._sweep()
@@ -45,12 +50,12 @@ class Instance:
 
     def secure_socket(self) -> None:
         """Let owner and group connect, nobody else; call after bind."""
-        if self._socket is not None:
+        if self._socket is not None and not self._adopted:
             self._socket.chmod(SOCKET_MODE)
 
     def release(self) -> None:
-        """Remove the sockets and give the lock up. The lock file stays: removing it would let two daemons hold «it»."""
-        if self._socket is not None:
+        """Remove our sockets and give the lock up. The lock file stays: removing it would let two daemons hold «it»."""
+        if self._socket is not None and not self._adopted:
             self._socket.unlink(missing_ok=True)
         self._sweep()
         self._lock.close()
@@ -72,9 +77,9 @@ class Instance:
         return handle
 
     def _sweep(self) -> None:
-        for number in range(10):
+        for suffix in (_CONTROL_SUFFIX, *(f"{_ENGINE_SUFFIX}{number}" for number in range(10))):
             with suppress(OSError):
-                os.unlink(f"{self._base}{_ENGINE_SUFFIX}{number}")
+                os.unlink(f"{self._base}{suffix}")
 
 
 def _lock(handle: IO[str]) -> bool:
@@ -87,6 +92,11 @@ def _lock(handle: IO[str]) -> bool:
             if attempt < LOCK_TRIES - 1:
                 time.sleep(LOCK_PAUSE_S)
     return False
+
+
+def control_endpoint(endpoint: str) -> str:
+    """Where the daemon of an endpoint takes its owner's verbs."""
+    return f"ipc://{endpoints.ipc_path(endpoint) or _tcp_base(endpoint)}{_CONTROL_SUFFIX}"
 
 
 def holder_pid(endpoint: str) -> int | None:

@@ -7,6 +7,9 @@ import itertools
 
 from gpu_server.daemon.request import Request
 
+SWEEP_FROM = 128
+"""Deadlines that are kept, of answered requests too, before those are looked for."""
+
 
 class Ledger:
     """Open requests. A request is in here exactly as long as its reply has not been made."""
@@ -14,6 +17,7 @@ class Ledger:
     def __init__(self) -> None:
         self._open: dict[tuple[bytes, bytes], Request] = {}
         self._deadlines: list[tuple[float, int, Request]] = []
+        self._sweep_at = SWEEP_FROM
         self._order = itertools.count()
 
     def __len__(self) -> int:
@@ -26,6 +30,11 @@ class Ledger:
         """Keep a request; its (peer, id) must be new."""
         self._open[request.peer, request.id] = request
         heapq.heappush(self._deadlines, (request.deadline, next(self._order), request))
+        if len(self._deadlines) > self._sweep_at:
+            # Most are answered long before their deadline: cheaper to sweep them out now and then than one by one.
+            self._deadlines = [entry for entry in self._deadlines if not entry[2].closed]
+            heapq.heapify(self._deadlines)
+            self._sweep_at = max(SWEEP_FROM, 4 * len(self._deadlines))
 
     def get(self, peer: bytes, request_id: bytes) -> Request | None:
         """The open request of a connection under an id."""
@@ -34,10 +43,6 @@ class Ledger:
     def remove(self, request: Request) -> None:
         """Forget a request whose reply is made."""
         self._open.pop((request.peer, request.id), None)
-        # Most are answered long before their deadline: cheaper to sweep them out now and then than one by one.
-        if len(self._deadlines) > 1024 and len(self._deadlines) > 4 * len(self._open):
-            self._deadlines = [entry for entry in self._deadlines if not entry[2].closed]
-            heapq.heapify(self._deadlines)
 
     def of_peer(self, peer: bytes) -> list[Request]:
         """All open requests of one connection."""

@@ -6,89 +6,55 @@ from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any
 
+import msgspec
+
 from gpu_server.wire import ItemError, Tensor, Tensors, Timing
 
 Group = tuple[Any, ...]
 """What requests must share to ride in one batch: model, parameters and, where it may vary, each input's signature."""
 
 
-class Request:
-    """State of one request between admission and its single reply.
+class Request(msgspec.Struct, kw_only=True, eq=False):
+    """State of one request between admission and its single reply; a Struct, because one is made for every message.
 
-    costs: what each item adds to a batch. deadline, arrived: seconds on the daemon's clock. size: bytes of input.
-    waiting: ranges of items not yet in a batch. closed: the reply has been made, whatever it was. suspect: it was in a
-    batch that the engine did not survive, and rides alone.
+    costs: what each item adds to a batch; cumulative: their sums from 0 on. deadline, arrived: seconds on the daemon's
+    clock. size: bytes of input. waiting: ranges of items not yet in a batch. closed: the reply has been made, whatever it
+    was. suspect: it was in a batch that the engine did not survive, or holds what failed before, and rides alone.
     """
 
-    __slots__ = (
-        "arrived",
-        "attempts",
-        "batch_items",
-        "batch_tokens",
-        "closed",
-        "compute_us",
-        "cost",
-        "costs",
-        "cumulative",
-        "deadline",
-        "group",
-        "id",
-        "inputs",
-        "item_errors",
-        "items",
-        "model",
-        "params",
-        "parts",
-        "peer",
-        "priority",
-        "queue_us",
-        "remaining",
-        "size",
-        "suspect",
-        "tag",
-        "waiting",
-    )
+    peer: bytes
+    id: bytes
+    model: str
+    inputs: Tensors
+    params: dict[str, Any]
+    costs: Sequence[int]
+    priority: int
+    arrived: float
+    deadline: float
+    group: Group
+    items: int = 0
+    cumulative: list[int] = []
+    cost: int = 0
+    size: int = 0
+    waiting: list[tuple[int, int]] = []
+    remaining: int = 0
+    parts: list[tuple[int, Tensors]] = []
+    item_errors: list[ItemError] = []
+    tag: float = 0.0
+    attempts: int = 0
+    suspect: bool = False
+    closed: bool = False
+    queue_us: int = 0
+    compute_us: int = 0
+    batch_items: int = 0
+    batch_tokens: int = 0
 
-    def __init__(
-        self,
-        *,
-        peer: bytes,
-        id: bytes,  # noqa: A002 - the protocol's word
-        model: str,
-        inputs: Tensors,
-        params: dict[str, Any],
-        costs: Sequence[int],
-        priority: int,
-        arrived: float,
-        deadline: float,
-        group: Group = (),
-    ) -> None:
-        self.peer = peer
-        self.id = id
-        self.model = model
-        self.inputs = inputs
-        self.params = params
-        self.costs = costs
-        self.items = len(costs)
-        self.cumulative: list[int] = [0, costs[0]] if self.items == 1 else [0, *accumulate(costs)]
-        self.cost = self.cumulative[-1]
-        self.priority = priority
-        self.arrived = arrived
-        self.deadline = deadline
-        self.size = sum([len(t.data) for t in inputs.values()])
-        self.group = group or (model,)
-        self.tag = 0.0
-        self.attempts = 0
-        self.suspect = False
-        self.closed = False
-        self.waiting = [(0, self.items)]
-        self.remaining = self.items
-        self.parts: list[tuple[int, Tensors]] = []
-        self.item_errors: list[ItemError] = []
-        self.queue_us = 0
-        self.compute_us = 0
-        self.batch_items = 0
-        self.batch_tokens = 0
+    def __post_init__(self) -> None:
+        items = self.items = self.remaining = len(self.costs)
+        self.cumulative = [0, *accumulate(self.costs)]
+        self.cost = self.cumulative[items]
+        self.size = sum([len(tensor.data) for tensor in self.inputs.values()])
+        self.waiting = [(0, items)]
 
     def release(self) -> None:
         """Let go of what it holds: it has its reply, but may stand in a queue until its deadline."""
@@ -96,6 +62,19 @@ class Request:
         self.parts = []
         self.costs = ()
         self.cumulative = []
+
+    def isolate(self) -> None:
+        """Let it share no batch with another request."""
+        self.suspect = True
+        self.group = (*self.group, self.peer, self.id)
+
+    def restart(self) -> None:
+        """Forget every answer so far: all items wait again."""
+        self.waiting = [(0, self.items)]
+        self.remaining = self.items
+        self.parts = []
+        self.item_errors = []
+        self.compute_us = self.batch_items = self.batch_tokens = 0
 
     def waiting_items(self) -> int:
         """Items not yet in a batch."""
@@ -112,12 +91,12 @@ class Request:
         if batch.items > self.batch_items:
             self.batch_items, self.batch_tokens = batch.items, batch.cost
 
-    def note_errors(self, errors: Sequence[ItemError], at: int, start: int, items: int) -> None:
-        """Keep the errors of `items` items that stand in a batch from row `at` on and in the request from `start` on."""
+    def note_errors(self, errors: Sequence[ItemError], at: int, start: int, items: int) -> list[ItemError]:
+        """Keep, and return, the errors of `items` items that stand in a batch from row `at` on and here from `start` on."""
         shift = start - at
-        self.item_errors += [
-            ItemError(e.item + shift, e.code, e.message) for e in errors if at <= e.item < at + items
-        ]
+        mine = [ItemError(e.item + shift, e.code, e.message) for e in errors if at <= e.item < at + items]
+        self.item_errors += mine
+        return mine
 
     def take(self, start: int, outputs: Tensors, items: int) -> bool:
         """Keep the outputs of `items` items from `start` on; True when every item has its answer."""
@@ -145,9 +124,9 @@ class Request:
 
 
 class Batch:
-    """What one forward runs: slices of requests of one group, in order."""
+    """What one forward runs: slices of requests of one group, in order. version: of the model, once it is sent."""
 
-    __slots__ = ("cost", "formed", "id", "items", "model", "params", "sent", "slices")
+    __slots__ = ("cost", "formed", "id", "items", "model", "params", "sent", "slices", "version")
 
     def __init__(self, batch_id: int, model: str, params: dict[str, Any], formed: float) -> None:
         self.id = batch_id
@@ -155,6 +134,7 @@ class Batch:
         self.params = params
         self.formed = formed
         self.sent = formed
+        self.version = ""
         self.slices: list[tuple[Request, int, int]] = []
         self.cost = 0
         self.items = 0

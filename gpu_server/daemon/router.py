@@ -30,7 +30,8 @@ _UMASK_GROUP_ONLY = 0o117
 class Router:
     """Bound socket plus what is queued for slow readers.
 
-    on_gone: called with a peer whose connection is known to be lost or has been given up.
+    on_gone: called with a peer whose connection is known to be lost or has been given up. listener_fd: a socket that
+    listens at `endpoint` already, closed with this one.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class Router:
         *,
         max_peer_bytes: int,
         on_gone: Callable[[bytes], None],
+        listener_fd: int | None = None,
     ) -> None:
         self.socket = context.socket(zmq.ROUTER)
         self._metrics = metrics
@@ -50,6 +52,8 @@ class Router:
         self._max_bytes = limits.max_request_bytes + MAX_REQUEST_HEADER_BYTES
         self._unsent: dict[bytes, tuple[deque[list[Buffer]], int]] = {}
         self._configure(limits)
+        if listener_fd is not None:
+            self.socket.setsockopt(zmq.USE_FD, listener_fd)
         previous = os.umask(_UMASK_GROUP_ONLY)
         try:
             self.socket.bind(endpoint)

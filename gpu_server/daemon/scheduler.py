@@ -6,8 +6,11 @@ the cost served over the number of waiting requests. So equal requests go first 
 behind a long one, and none waits longer than under equal sharing. Priority scales the cost, so that a bulk request ages
 into its turn instead of starving.
 
-Batches. A partial batch is formed only for an idle engine, so that late arrivals still join it; a full one may be sent
-ahead of a busy engine. Costs are measured in batches (cost over the model's budget), which makes models comparable.
+Batches. The next batch is formed just before the engine runs dry, so that late arrivals still join it and the engine does
+not wait. Until that moment can be foreseen, a partial batch is formed only for an idle engine and a full one may be sent
+ahead of a busy one. Costs are measured in batches (cost over the model's budget), which makes models comparable.
+
+Memory. A batch that was too large for the device lowers its model's budget; time raises it again, bit by bit.
 """
 
 from __future__ import annotations
@@ -16,8 +19,9 @@ import heapq
 import itertools
 from bisect import bisect_right
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from gpu_server.daemon.pace import Pace
 from gpu_server.daemon.request import Batch, Group, Request
 from gpu_server.errors import Overloaded
 
@@ -29,6 +33,9 @@ MISFITS = 8
 MAX_GROUPS = 1024
 """Kinds of requests that cannot share a batch and may wait at once: forming a batch looks at each kind."""
 SMOOTHING = 0.2
+RAISE_AFTER_S = 60.0
+"""How long a budget that was lowered for want of memory stays before it is raised by `RAISE`."""
+RAISE = 9 / 8
 
 
 @dataclass(frozen=True)
@@ -40,16 +47,63 @@ class Policy:
     padded: bool = False
 
 
+class _Model:
+    """One model: its policy, the cost of its waiting items, and how long a full batch takes (0 until one was timed).
+
+    fitting: the policy by which batches are formed, with a lower budget since `lowered` where memory did not suffice.
+    """
+
+    __slots__ = ("batch_s", "cost", "fitting", "lowered", "policy")
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy = self.fitting = policy
+        self.lowered = 0.0
+        self.cost = 0
+        self.batch_s = 0.0
+
+    def backlog(self) -> float:
+        """Waiting work in full batches."""
+        return self.cost / self.policy.max_batch_tokens
+
+    def lower(self, tokens: int, now: float) -> None:
+        """Form no batches above `tokens` from now on."""
+        self.fitting = replace(
+            self.policy, max_batch_tokens=max(1, min(tokens, self.fitting.max_batch_tokens))
+        )
+        self.lowered = now
+
+    def raise_again(self, now: float) -> None:
+        """Allow somewhat larger batches if the last change was long enough ago."""
+        if self.fitting is self.policy or now - self.lowered < RAISE_AFTER_S:
+            return
+        tokens = int(self.fitting.max_batch_tokens * RAISE) + 1
+        enough = tokens >= self.policy.max_batch_tokens
+        self.fitting = self.policy if enough else replace(self.policy, max_batch_tokens=tokens)
+        self.lowered = now
+
+
 class _Queue:
     """Waiting requests of one group, by tag."""
 
-    __slots__ = ("cost", "heap", "items", "suspect")
+    __slots__ = ("cost", "heap", "items", "model", "suspect")
 
-    def __init__(self, suspect: bool) -> None:
+    def __init__(self, model: _Model, suspect: bool) -> None:
+        self.model = model
         self.suspect = suspect
         self.heap: list[tuple[float, int, Request]] = []
         self.cost = 0
         self.items = 0
+
+    def is_full(self) -> bool:
+        """Whether its requests fill a batch."""
+        policy = self.model.fitting
+        return self.cost >= policy.max_batch_tokens or self.items >= policy.max_batch_items
+
+    def count(self, items: int, cost: int) -> None:
+        """Note that items came (or, where negative, left)."""
+        self.items += items
+        self.cost += cost
+        self.model.cost += cost
 
     def head(self) -> Request | None:
         """The request to serve next; forgets those that are closed, have nothing left to run or belong elsewhere now."""
@@ -65,41 +119,47 @@ class _Queue:
 class Scheduler:
     """Holds accepted requests until they are in a batch.
 
-    clock: seconds, monotonic. max_items, max_bytes: what may wait before requests are refused.
+    clock: seconds, monotonic. max_items, max_bytes: what may wait before requests are refused. due_at: when `due_batch`
+    will have the batch that it held back.
     """
 
     def __init__(self, clock: Callable[[], float], *, max_items: int, max_bytes: int) -> None:
         self._clock = clock
         self._max_items = max_items
         self._max_bytes = max_bytes
-        self._policies: dict[str, Policy] = {}
+        self._models: dict[str, _Model] = {}
         self._queues: dict[Group, _Queue] = {}
         self._order = itertools.count()
         self._batch_ids = itertools.count(1)
         self._virtual = 0.0
-        self._batch_s: dict[str, float] = {}
-        self._backlog: dict[str, float] = {}
+        self._pace = Pace(clock)
+        self.due_at: float | None = None
         self.requests = 0
         self.items = 0
         self.bytes = 0
 
     def set_policy(self, model: str, policy: Policy) -> None:
         """Declare a model, or change how its batches are bounded."""
-        self._policies[model] = policy
+        known = self._models.setdefault(model, _Model(policy))
+        if known.policy.max_batch_tokens != policy.max_batch_tokens:
+            # A full batch is another amount of work now.
+            known.batch_s = 0.0
+        if known.policy != policy:
+            known.policy = known.fitting = policy
 
     def queued_tokens(self) -> int:
         """Cost of all waiting items."""
-        return sum(queue.cost for queue in self._queues.values())
+        return sum(model.cost for model in self._models.values())
 
     @property
     def backlog(self) -> float:
         """Waiting work in full batches."""
-        return sum(self._backlog.values())
+        return sum(model.backlog() for model in self._models.values())
 
     def submit(self, request: Request) -> None:
         """Accept a request of a declared model; raises Overloaded when it would wait too long or there is no room."""
         self._admit(request)
-        units = request.cost / self._policies[request.model].max_batch_tokens
+        units = request.cost / self._models[request.model].policy.max_batch_tokens
         request.tag = self._virtual + max(units, SMALL_REQUEST) * PRIORITY_WEIGHT[request.priority]
         self.requests += 1
         self.bytes += request.size
@@ -133,12 +193,17 @@ class Scheduler:
             returned.append(request)
         return returned
 
+    def restart(self, request: Request) -> None:
+        """Let every item of a request wait again, those that have run or are in a batch too."""
+        items, cost = request.items - request.waiting_items(), request.cost - request.waiting_cost()
+        request.restart()
+        self._push(request, items, cost)
+
     def _isolate(self, request: Request) -> None:
         items, cost = request.waiting_items(), request.waiting_cost()
         if items:
             self._remove(request, items, cost)
-        request.suspect = True
-        request.group = (*request.group, request.peer, request.id)
+        request.isolate()
         if items:
             self._push(request, items, cost)
 
@@ -155,35 +220,51 @@ class Scheduler:
                 continue
             if models is not None and head.model not in models:
                 continue
-            if not idle and not self._is_full(queue, self._policies[head.model]):
+            if not idle and not queue.is_full():
                 continue
             if best is None or head.tag < best[0]:
                 best = (head.tag, group)
         return self._form(best[1]) if best is not None else None
 
+    def due_batch(self, running: Collection[Batch], models: Collection[str] | None = None) -> Batch | None:
+        """The batch to send now to an engine that holds `models` and works on `running`, oldest first; None: not yet."""
+        due = self._pace.due(running)
+        self.due_at = due if due is not None and self.items and due > self._clock() else None
+        if self.due_at is not None:
+            return None
+        return self.next_batch(idle=due is not None, models=models)
+
     def learn(self, batch: Batch, seconds: float) -> None:
-        """Note how long a batch ran; a model's time per full batch is learnt from those at least half full."""
-        policy = self._policies[batch.model]
-        units = batch.cost / policy.max_batch_tokens
-        if units >= 0.5 or batch.items * 2 >= policy.max_batch_items:
-            known = self._batch_s.get(batch.model)
+        """Note that a batch has just ended well, and how long it ran.
+
+        A model's time per full batch is learnt from those at least half full.
+        """
+        self._pace.learn(batch, seconds)
+        model = self._models[batch.model]
+        model.raise_again(self._clock())
+        units = batch.cost / model.policy.max_batch_tokens
+        if units >= 0.5 or batch.items * 2 >= model.policy.max_batch_items:
             took = seconds / units
-            self._batch_s[batch.model] = took if known is None else known + SMOOTHING * (took - known)
+            model.batch_s += (SMOOTHING if model.batch_s else 1.0) * (took - model.batch_s)
+
+    def lower_budget(self, model: str, tokens: int) -> None:
+        """Form batches of at most `tokens` for a model whose larger ones did not fit into the device's memory."""
+        self._models[model].lower(tokens, self._clock())
 
     def estimated_wait_s(self, request: Request) -> float:
         """Seconds until a request would be finished if it were accepted now; 0 with nothing before it.
 
         Models whose batches have not been timed count as instant: refusing on a guess would refuse what can be done.
         """
-        if not self.requests:
+        model = self._models[request.model]
+        if not self.requests or not model.batch_s:
             return 0.0
-        units = request.cost / self._policies[request.model].max_batch_tokens
-        own_s = self._batch_s.get(request.model, 0.0)
-        fair_share_s = max(units, SMALL_REQUEST) * own_s * (self.requests + 1)
-        return min(self._backlog_s() + units * own_s, fair_share_s)
+        units = request.cost / model.policy.max_batch_tokens
+        fair_share_s = max(units, SMALL_REQUEST) * model.batch_s * (self.requests + 1)
+        return min(self._backlog_s() + units * model.batch_s, fair_share_s)
 
     def _backlog_s(self) -> float:
-        return sum(units * self._batch_s.get(model, 0.0) for model, units in self._backlog.items())
+        return sum([model.backlog() * model.batch_s for model in self._models.values()])
 
     def _admit(self, request: Request) -> None:
         full = ""
@@ -208,29 +289,20 @@ class Scheduler:
     def _push(self, request: Request, items: int, cost: int) -> None:
         queue = self._queues.get(request.group)
         if queue is None:
-            queue = self._queues[request.group] = _Queue(request.suspect)
+            queue = self._queues[request.group] = _Queue(self._models[request.model], request.suspect)
         heapq.heappush(queue.heap, (request.tag, next(self._order), request))
-        self._count(queue, request, items, cost)
+        queue.count(items, cost)
+        self.items += items
 
     def _remove(self, request: Request, items: int, cost: int) -> None:
-        self._count(self._queues[request.group], request, -items, -cost)
-
-    def _count(self, queue: _Queue, request: Request, items: int, cost: int) -> None:
-        queue.items += items
-        queue.cost += cost
-        self.items += items
-        units = cost / self._policies[request.model].max_batch_tokens
-        self._backlog[request.model] = self._backlog.get(request.model, 0.0) + units
-
-    @staticmethod
-    def _is_full(queue: _Queue, policy: Policy) -> bool:
-        return queue.cost >= policy.max_batch_tokens or queue.items >= policy.max_batch_items
+        self._queues[request.group].count(-items, -cost)
+        self.items -= items
 
     def _form(self, group: Group) -> Batch:
         queue = self._queues[group]
         head = queue.head()
         assert head is not None
-        policy = self._policies[head.model]
+        policy = queue.model.fitting
         batch = Batch(next(self._batch_ids), head.model, head.params, self._clock())
         aside: list[tuple[float, int, Request]] = []
         longest = 0
@@ -239,14 +311,15 @@ class Scheduler:
             if request is None:
                 break
             longest = self._fill(batch, request, policy, longest)
+            entry = heapq.heappop(queue.heap)
             if request.waiting:
-                aside.append(heapq.heappop(queue.heap))
+                aside.append(entry)
         for entry in aside:
             heapq.heappush(queue.heap, entry)
-        for request, start, stop in batch.slices:
-            cost = request.cumulative[stop] - request.cumulative[start]
-            self._count(queue, request, start - stop, -cost)
-        self._virtual += batch.cost / policy.max_batch_tokens / max(1, self.requests)
+        cost = sum([r.cumulative[stop] - r.cumulative[start] for r, start, stop in batch.slices])
+        queue.count(-batch.items, -cost)
+        self.items -= batch.items
+        self._virtual += batch.cost / queue.model.policy.max_batch_tokens / max(1, self.requests)
         return batch
 
     @staticmethod

@@ -18,25 +18,31 @@ import zmq
 from gpu_server import endpoint as endpoints
 from gpu_server import source
 from gpu_server._version import __version__
-from gpu_server.config import Config, ModelConfig
+from gpu_server.config import Config
+from gpu_server.daemon import model_set
+from gpu_server.daemon.alarm import Alarm
+from gpu_server.daemon.change import Models
+from gpu_server.daemon.control import Control
 from gpu_server.daemon.engine_link import EngineLink
+from gpu_server.daemon.heartbeat import Heartbeat
 from gpu_server.daemon.instance import Instance
 from gpu_server.daemon.metrics import Metrics
 from gpu_server.daemon.router import RETRY_S, Router
 from gpu_server.daemon.scheduler import Scheduler
+from gpu_server.daemon.scrape import ScrapePort
 from gpu_server.daemon.service import Service
 from gpu_server.daemon.supervisor import Supervisor
+from gpu_server.daemon.systemd import Listener, Notifier
 from gpu_server.daemon.text import TextPool
+from gpu_server.daemon.view import View
 from gpu_server.errors import ConfigError, EngineStartFailed, ShuttingDown
-from gpu_server.wire import Limits, Tensors, document
-from gpu_server.wire.documents import Hello, QueueStatus, State, Status, to_json
-from gpu_server.wire.events import EngineSpec, ModelSpec
+from gpu_server.wire import Limits, document
+from gpu_server.wire.documents import Status, to_json
+from gpu_server.wire.events import EngineSpec
 
 log = logging.getLogger(__name__)
 
 STOP_LINGER_MS = 500
-IDLE_POLL_S = 60.0
-TURNS_PER_POLL = 32
 GC_THRESHOLD = 50_000
 
 OnStatus = Callable[[Status], None]
@@ -45,19 +51,25 @@ OnStatus = Callable[[Status], None]
 class Daemon:
     """One daemon. `run` returns the exit code; SIGTERM or SIGINT drains, a second one leaves at once.
 
-    on_status: called with the status document when state, phase or progress change (a progress bar, a service manager).
+    on_status: called with the status document when state, phase or progress change (a progress bar).
+    notifier: the service manager to keep informed. listener: the daemon's socket, where a manager has opened it.
     Raises ConfigError, AlreadyRunning or EngineStartFailed from `run` when it cannot serve.
     """
 
-    def __init__(self, config: Config, on_status: OnStatus | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        on_status: OnStatus | None = None,
+        notifier: Notifier | None = None,
+        listener: Listener | None = None,
+    ) -> None:
         self._config = config
-        self._models = _model_specs(config.models)
+        self._models = model_set.from_config(config.models)
         self._on_status = on_status
         self._shown: tuple[object, ...] = ()
         self._clock = time.monotonic
-        self._started = self._clock()
         self._signals = 0
-        self._turns = 0
+        self._hung_up = False
         self._drain_until: float | None = None
         self._metrics = Metrics()
         self._limits = Limits(
@@ -66,13 +78,15 @@ class Daemon:
             max_items=config.limits.max_items,
             max_text_bytes=config.limits.max_text_bytes,
         )
-        self.endpoint = config.server.endpoint or endpoints.server_default()
+        self._listener = listener
+        self._heartbeat = Heartbeat(notifier or Notifier(), self._clock, config.server.drain_timeout_s)
+        self.endpoint = _endpoint(config.server.endpoint, listener)
 
     def run(self) -> int:
         """Serve until stopped."""
         for model in self._models:
             source.check(model.source)
-        self._instance = Instance(self.endpoint)
+        self._instance = Instance(self.endpoint, adopted=self._listener is not None)
         try:
             self._startup()
             try:
@@ -102,7 +116,8 @@ class Daemon:
             self._limits,
             self._metrics,
             max_peer_bytes=self._config.limits.max_peer_bytes,
-            on_gone=lambda peer: self._service.peer_gone(peer),
+            on_gone=lambda peer: self._view.peer_gone(peer),
+            listener_fd=self._listener.fd if self._listener is not None else None,
         )
         self._instance.secure_socket()
         self._service = Service(
@@ -111,7 +126,7 @@ class Daemon:
             self._limits,
             self._clock,
             self._router.send,
-            self._documents,
+            lambda peer, header, inputs: self._view.answer(peer, header, inputs),
             self._text,
             default_deadline_s=self._config.limits.default_deadline_ms / 1e3,
             batches_in_flight=self._config.engine.batches_in_flight,
@@ -119,74 +134,113 @@ class Daemon:
         self._supervisor = Supervisor(
             self._spawn_engine,
             self._clock,
+            self._models,
             load_timeout_s=self._config.engine.load_timeout_s,
             batch_timeout_s=self._config.engine.batch_timeout_s,
-            on_ready=self._engine_ready,
-            on_lost=self._engine_lost,
+            on_ready=self._service.engine_ready,
+            on_lost=self._service.engine_lost,
+            on_hold=self._service.hold,
+        )
+        self._view = View(
+            self._config,
+            self.endpoint,
+            self._clock,
+            self._metrics,
+            self._limits,
+            self._router,
+            self._scheduler,
+            self._service,
+            self._supervisor,
+        )
+        port = self._config.server.metrics_port
+        self._scrape = ScrapePort(port, self._wake) if port else None
+        self._control = Control(
+            self._context,
+            self._instance.control_endpoint,
+            self._supervisor,
+            self._clock,
+            document=lambda: document("document", to_json(self._view.status()).decode()),
+            on_drain=self._on_drain,
+            owners=(os.geteuid(), 0),
         )
         self._poller = zmq.Poller()
         self._poller.register(self._router.socket, zmq.POLLIN)
         self._poller.register(self._wake_read, zmq.POLLIN)
         self._poller.register(self._router.peers.monitor, zmq.POLLIN)
+        self._poller.register(self._control.socket, zmq.POLLIN)
+        self._links: tuple[EngineLink, ...] = ()
         self._watched: list[int] = []
-        self._watched_socket: list[zmq.Socket[bytes]] = []
+        self._watched_sockets: list[zmq.Socket[bytes]] = []
         signal.set_wakeup_fd(self._wake_write.fileno(), warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
+        signal.signal(signal.SIGHUP, self._on_hangup)
+        self._alarm = Alarm(self._clock)
         log.info("serving", extra={"endpoint": self.endpoint, "pid": os.getpid(), "version": __version__})
         self._supervisor.start()
-        self._watch_engine()
+        self._watch_engines()
         # Requests hold no cycles, so reference counts free them; collections would only walk the queue.
         gc.freeze()
         gc.set_threshold(GC_THRESHOLD, 50, 100)
 
     def _main_loop(self) -> None:
         service, router, supervisor = self._service, self._router, self._supervisor
-        idle = True
         while not self._finished():
-            events = self._wait(idle)
-            received = router.receive(service.handle)
+            events = dict(self._poller.poll(self._timeout_ms()))
+            if router.socket in events:
+                router.receive(service.handle)
             if self._router.peers.monitor in events:
                 self._router.peers.poll()
             if self._wake_read.fileno() in events:
                 with suppress(BlockingIOError):
                     self._wake_read.recv(4096)
                 self._text.collect()
-            link = supervisor.link
-            answered = link.receive(service.batch_done) if link is not None else 0
-            idle = not received and not answered
+                if self._scrape is not None:
+                    self._scrape.collect(self._view.metrics)
+            for link in supervisor.links:
+                if link.socket in events:
+                    link.receive(service.batch_done)
+            self._hear_owner(events)
             if self._engine_spoke(events):
                 supervisor.poll()
-                if supervisor.link is not link:
-                    self._watch_engine()
                 self._report()
+            if supervisor.links is not self._links:
+                self._watch_engines()
+            now = self._clock()
+            if now >= self._heartbeat.due:
+                self._beat()
+            if now >= self._view.due:
+                self._view.tick()
             service.expire()
-            service.dispatch()
+            self._alarm.set(service.dispatch())
             router.flush()
 
-    def _wait(self, idle: bool) -> dict[object, int]:
-        """Wait for something to do; the sources that have it.
-
-        After a turn that had messages the sockets are simply tried again: a poll costs ten such tries, and under load
-        there is always another message.
-        """
-        self._turns += 1
-        if not idle and self._turns % TURNS_PER_POLL:
-            return {}
-        return dict(self._poller.poll(self._timeout_ms() if idle else 0))
+    def _hear_owner(self, events: dict[object, int]) -> None:
+        """Take in verbs of the control socket, and a hang-up, which asks for a reload."""
+        if self._control.socket in events:
+            self._control.receive()
+        if self._hung_up:
+            self._hung_up = False
+            self._control.reload()
+        self._control.expire()
 
     def _engine_spoke(self, events: dict[object, int]) -> bool:
         """Whether the engine's pipe, exit or a timer calls for the supervisor: asking costs system calls."""
         timer = self._supervisor.next_timer()
         if timer is not None and self._clock() >= timer:
             return True
-        return self._supervisor.state == "loading" or any(fd in events for fd in self._watched)
+        return self._supervisor.pressing() or any(fd in events for fd in self._watched)
 
     def _shutdown(self) -> None:
         log.info("stopping", extra={"open_requests": self._service.open_requests})
+        self._alarm.set(None)
         signal.set_wakeup_fd(-1)
         self._service.fail_all(ShuttingDown("the server stopped before this request was answered"))
         self._router.flush()
+        if self._scrape is not None:
+            self._scrape.close()
+        self._view.close()
+        self._control.close(STOP_LINGER_MS)
         self._supervisor.stop()
         self._text.close()
         self._router.close(STOP_LINGER_MS)
@@ -202,28 +256,33 @@ class Daemon:
                 return False
             self._drain_until = self._clock() + self._config.server.drain_timeout_s
             self._service.draining = True
+            self._control.stop()
             log.info("draining", extra={"open_requests": self._service.open_requests})
+            self._beat()
         idle = not self._service.open_requests and not self._router.has_unsent()
         return idle or self._clock() >= self._drain_until
 
     def _timeout_ms(self) -> int:
         now = self._clock()
         timers = [
-            now + IDLE_POLL_S,
             self._service.next_deadline(),
             self._supervisor.next_timer(),
+            self._control.next_deadline(),
             self._drain_until,
+            self._heartbeat.due,
+            self._view.due,
         ]
         if self._router.has_unsent():
             timers.append(now + RETRY_S)
         return max(0, math.ceil((min(t for t in timers if t is not None) - now) * 1000))
 
-    def _spawn_engine(self, number: int) -> EngineLink:
+    def _spawn_engine(self, number: int, models: Models, device: str) -> EngineLink:
         engine = self._config.engine
         spec = EngineSpec(
             endpoint=self._instance.engine_endpoint(number),
-            device=engine.device,
+            device=device or engine.device,
             threads=engine.threads,
+            max_memory_mb=engine.max_memory_mb,
             max_batch_tokens=engine.max_batch_tokens,
             max_batch_items=engine.max_batch_items,
             batches_in_flight=engine.batches_in_flight,
@@ -233,121 +292,60 @@ class Daemon:
             fused=engine.fused,
             log_level=self._config.server.log_level,
             log_format=self._config.server.log_format,
-            models=self._models,
+            models=models,
         )
         return EngineLink(self._context, spec)
 
-    def _watch_engine(self) -> None:
-        """Poll the current engine's pipe, exit and socket, and no other's."""
-        for watched in (*self._watched, *self._watched_socket):
+    def _watch_engines(self) -> None:
+        """Poll the engines' pipes, exits and sockets, and no others."""
+        for watched in (*self._watched, *self._watched_sockets):
             self._poller.unregister(watched)
-        link = self._supervisor.link
-        self._watched = link.filenos() if link is not None else []
-        self._watched_socket = [link.socket] if link is not None else []
-        for watched in (*self._watched, *self._watched_socket):
+        self._links = self._supervisor.links
+        self._watched = [fd for link in self._links for fd in link.filenos()]
+        self._watched_sockets = [link.socket for link in self._links]
+        for watched in (*self._watched, *self._watched_sockets):
             self._poller.register(watched, zmq.POLLIN)
-
-    def _engine_ready(self, link: EngineLink) -> None:
-        self._service.engine_ready(link)
-
-    def _engine_lost(self, link: EngineLink) -> None:
-        self._service.engine_lost(link)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._signals += 1
+
+    def _on_hangup(self, number: int, frame: FrameType | None) -> None:
+        self._hung_up = True
+
+    def _on_drain(self, refuse: bool) -> None:
+        self._service.draining = refuse
+        self._report()
 
     def _wake(self) -> None:
         with suppress(BlockingIOError, OSError):
             self._wake_write.send(b"\0")
 
-    def _state(self) -> State:
-        if self._supervisor.state == "failed":
-            return "failed"
-        if self._service.draining:
-            return "draining"
-        if self._supervisor.state == "ready":
-            return "ready"
-        return "degraded" if self._service.models else "loading"
-
-    def _status(self) -> Status:
-        engine = self._supervisor.status()
-        state = self._state()
-        return Status(
-            version=__version__,
-            pid=os.getpid(),
-            endpoint=self.endpoint,
-            state=state,
-            phase=engine.phase if engine is not None and state != "ready" else "",
-            progress=1.0 if state == "ready" else engine.progress if engine is not None else 0.0,
-            uptime_s=round(self._clock() - self._started, 3),
-            engines=(engine,) if engine is not None else (),
-            models=tuple(self._service.models.values()),
-            queue=QueueStatus(
-                requests=self._scheduler.requests,
-                items=self._scheduler.items,
-                tokens=self._scheduler.queued_tokens(),
-                bytes=self._scheduler.bytes,
-            ),
-            counters=self._metrics.counters(),
-        )
-
     def _report(self) -> None:
         """Tell `on_status` when something visible has changed; keep the phase for `model_loading` errors."""
-        link = self._supervisor.link
+        link = self._supervisor.link or self._supervisor.successor
         event = link.event if link is not None else None
-        seen = (self._state(), event and event.phase, event and round(event.progress, 2))
+        seen = (self._view.state(), event and event.phase, event and round(event.progress, 2))
         if seen != self._shown:
             self._shown = seen
             self._service.phase = event.phase if event is not None else "engine is being respawned"
             if self._on_status is not None:
-                self._on_status(self._status())
+                self._on_status(self._view.status())
+            self._beat()
 
-    def _documents(self, operation: str) -> Tensors:
-        if operation == "status":
-            return document("document", to_json(self._status()).decode())
-        if operation == "hello":
-            hello = Hello(
-                version=__version__,
-                state=self._state(),
-                limits=self._limits,
-                default_deadline_ms=self._config.limits.default_deadline_ms,
-                models=tuple(self._service.models.values()),
+    def _beat(self) -> None:
+        if math.isfinite(self._heartbeat.due):
+            self._heartbeat.beat(
+                self._view.status(),
+                self._supervisor.next_timer(),
+                stopping=self._drain_until is not None,
+                reloading=self._supervisor.changing,
             )
-            return document("document", to_json(hello).decode())
-        return document("metrics", self._metrics.render(self._gauges()))
-
-    def _gauges(self) -> dict[str, tuple[str, float]]:
-        link = self._supervisor.link
-        return {
-            "ready": ("1 when a loaded engine takes batches", float(self._state() == "ready")),
-            "uptime_seconds": ("seconds since the daemon started", self._clock() - self._started),
-            "queue_requests": ("requests not yet answered", self._scheduler.requests),
-            "queue_items": ("items waiting for a batch", self._scheduler.items),
-            "queue_tokens": ("cost of the waiting items", self._scheduler.queued_tokens()),
-            "queue_bytes": ("bytes of input held", self._scheduler.bytes),
-            "batches_in_flight": ("batches the engine has", len(link.batches) if link is not None else 0),
-            "engine_restarts": ("engine processes started after the first", self._supervisor.restarts),
-        }
 
 
-def _model_specs(models: tuple[ModelConfig, ...]) -> tuple[ModelSpec, ...]:
-    """The models to load, each under a name of its own; raises ConfigError on a name used twice."""
-    specs = []
-    for model in models or (ModelConfig(),):
-        specs.append(
-            ModelSpec(
-                name=model.name or source.name_of(model.source),
-                source=model.source,
-                revision=model.revision,
-                dtype=model.dtype,
-                pooling=model.pooling,
-                max_length=model.max_length,
-                max_batch_tokens=model.max_batch_tokens,
-                max_batch_items=model.max_batch_items,
-            )
-        )
-    names = [spec.name for spec in specs]
-    for name in names:
-        if names.count(name) > 1:
-            raise ConfigError(f"two models are named {name!r}; give one of them another name")
-    return tuple(specs)
+def _endpoint(named: str, listener: Listener | None) -> str:
+    """Where to serve: the inherited socket, else what is configured, else the default place."""
+    if listener is None:
+        return named or endpoints.server_default()
+    if named not in ("", listener.endpoint):
+        raise ConfigError(f"server.endpoint is {named} but the socket unit listens at {listener.endpoint}")
+    return listener.endpoint

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from functools import partial
-from typing import NamedTuple
 
 import msgspec
 
 from gpu_server.daemon import admission
 from gpu_server.daemon.engine_link import EngineLink
+from gpu_server.daemon.handover import carry_over
 from gpu_server.daemon.ledger import Ledger
 from gpu_server.daemon.metrics import Metrics
+from gpu_server.daemon.quarantine import Quarantine
 from gpu_server.daemon.request import Batch, Request
 from gpu_server.daemon.scheduler import Policy, Scheduler
 from gpu_server.daemon.text import TextPool
+from gpu_server.daemon.text_ledger import Key, TextLedger
 from gpu_server.errors import (
     Cancelled,
     DeadlineExceeded,
@@ -24,7 +25,6 @@ from gpu_server.errors import (
     InternalError,
     InvalidRequest,
     ModelFailed,
-    Overloaded,
     ProtocolError,
     RemoteError,
     ShuttingDown,
@@ -36,11 +36,12 @@ from gpu_server.errors import (
 from gpu_server.wire import (
     VERSION,
     Buffer,
+    ItemError,
     Limits,
     ReplyHeader,
     RequestHeader,
-    Tensor,
     Tensors,
+    Timing,
     decode_request,
     document,
     encode_reply,
@@ -51,28 +52,16 @@ from gpu_server.wire.documents import ModelInfo
 
 log = logging.getLogger(__name__)
 
-Key = tuple[bytes, bytes]
-"""A request among all: its peer and its id."""
-
+LATE = "the deadline passed before the answer was ready"
 MAX_ATTEMPTS = 2
-MAX_TOKENIZING = 4096
 Send = Callable[[bytes, list[Buffer]], None]
-Documents = Callable[[str], Tensors]
-
-
-class _Tokenizing(NamedTuple):
-    """A request whose text is being tokenised; `size` in bytes."""
-
-    header: RequestHeader
-    deadline: float
-    size: int
-    future: Future[None]
+Documents = Callable[[bytes, RequestHeader, Tensors], Tensors]
 
 
 class Service:
     """Accepted requests from message to reply, over an injected clock and a `send(peer, frames)`.
 
-    documents: makes the outputs of `hello`, `status` and `metrics`. phase: what `model_loading` errors say.
+    documents: makes the outputs of operations that no model has a part in. phase: what `model_loading` errors say.
     """
 
     def __init__(
@@ -94,11 +83,12 @@ class Service:
         self._tokenizers: dict[str, bytes] = {}
         self._link: EngineLink | None = None
         self._ledger = Ledger()
-        self._tokenizing: dict[Key, _Tokenizing] = {}
+        self._tokenizing = TextLedger(limits.max_request_bytes)
         self._scheduler = scheduler
         self._metrics = metrics
         self._limits = limits
         self._clock = clock
+        self._quarantine = Quarantine(clock)
         self._send = send
         self._documents = documents
         self._text = text
@@ -108,7 +98,7 @@ class Service:
             "infer": self._infer,
             "cancel": self._cancel,
             "tokenizer": self._tokenizer,
-            **dict.fromkeys(("hello", "status", "metrics"), self._document),
+            **dict.fromkeys(("hello", "status", "metrics", "history", "report"), self._document),
         }
 
     @property
@@ -134,7 +124,7 @@ class Service:
                 raise UnsupportedOperation(f"operation {header.op!r} is not offered on this socket")
             operation(peer, header, inputs)
         except RemoteError as error:
-            self._reply_error(peer, header.id, error)
+            self._reply_error(peer, header.id, error, self._model_of(header))
         except Exception:
             log.exception("defect", extra={"op": header.op, "id": header.id.hex()})
             self._reply_error(
@@ -142,17 +132,11 @@ class Service:
             )
 
     def engine_ready(self, link: EngineLink) -> None:
-        """Take a loaded engine into use; its models are served from now on.
-
-        Requests that waited for it with token ids of another tokenizer are refused.
-        """
+        """Take a loaded engine into use; its models are served from now on. What the last one runs goes on there."""
+        running = self._link.batches.values() if self._link is not None else ()
+        waiting = self._ledger.all()
+        carry_over(waiting, self.models, link.models, self._scheduler, self._fail, running)
         self._link = link
-        for request in self._ledger.all():
-            before, now = self.models[request.model], link.models.get(request.model)
-            if now is None or now.text != before.text:
-                self._fail(
-                    request, StaleTokenizer(f"model {request.model!r} was loaded anew with another tokenizer")
-                )
         self.models = dict(link.models)
         self._tokenizers = dict(link.tokenizers)
         for info in self.models.values():
@@ -170,45 +154,48 @@ class Service:
         lost = dict.fromkeys(r for batch in link.batches.values() for r in self._scheduler.requeue(batch))
         link.batches.clear()
         for request in lost:
+            self._metrics.models[request.model].retries += 1
             request.attempts += 1
             if request.attempts >= MAX_ATTEMPTS:
                 twice = EngineCrashed("the engine process died while it ran this request, twice")
+                self._quarantine.note_crash(request, link.models[request.model].version, twice)
                 self._fail(request, twice)
+        carry_over(lost, link.models, self.models, self._scheduler, self._fail)
 
-    def dispatch(self) -> None:
-        """Give the engine what it can take now: a partial batch when it is idle, full ones ahead of that."""
+    def hold(self) -> None:
+        """Send no more batches until the next engine is ready."""
+        self._link = None
+
+    def dispatch(self) -> float | None:
+        """Give the engine what the scheduler finds due; returns when more will be, unless something happens before."""
         link = self._link
         if link is None:
-            return
+            return None
         while len(link.batches) < self._batches_in_flight:
-            batch = self._scheduler.next_batch(idle=not link.batches, models=link.models)
+            batch = self._scheduler.due_batch(link.batches.values(), link.models)
             if batch is None:
-                return
+                return self._scheduler.due_at
             now = self._clock()
             for request, _, _ in batch.slices:
                 request.queue_us = int((now - request.arrived) * 1e6)
-            batch.sent = now
+            batch.sent, batch.version = now, link.models[batch.model].version
             link.send(batch)
+        return None
 
     def batch_done(self, batch: Batch, header: ReplyHeader, outputs: Tensors) -> None:
         """Share a batch's answer out to its requests."""
+        timing = header.timing if header.timing is not msgspec.UNSET else Timing()
+        seconds = timing.compute_us / 1e6
+        if timing.batch_tokens:
+            self._scheduler.lower_budget(batch.model, timing.batch_tokens)
+        elif header.error is msgspec.UNSET and not header.item_errors:
+            self._scheduler.learn(batch, seconds)
         # The engine first: it would stand idle for as long as the replies take.
         self.dispatch()
-        compute_us = header.timing.compute_us if header.timing is not msgspec.UNSET else 0
-        arrived = min(request.arrived for request, _, _ in batch.slices)
-        self._metrics.models[batch.model].count_batch(
-            batch.items, batch.cost, compute_us / 1e6, batch.sent - arrived
-        )
-        self._scheduler.learn(batch, compute_us / 1e6)
-        if header.error is not msgspec.UNSET:
-            error = from_wire(header.error.code, header.error.message, header.error.details)
-            for request, _, _ in batch.slices:
-                self._fail(request, error)
-            return
-        if any(tensor.items != batch.items for tensor in outputs.values()):
-            wrong = ModelFailed("the model answered another number of items than it was given")
-            for request, _, _ in batch.slices:
-                self._fail(request, wrong)
+        self._metrics.models[batch.model].ran(batch.items, batch.cost, seconds)
+        error = _error_of(batch, header, outputs)
+        if error is not None:
+            self._fail_batch(batch, error)
             return
         columns = {name: tensor.split(batch.sizes()) for name, tensor in outputs.items()}
         at = 0
@@ -217,82 +204,88 @@ class Service:
             if request.closed:
                 self._metrics.dropped["late_result"] += 1
             else:
-                request.ran_in(batch, compute_us)
+                request.ran_in(batch, timing.compute_us)
                 if header.item_errors:
-                    request.note_errors(header.item_errors, at, start, items)
+                    noted = request.note_errors(header.item_errors, at, start, items)
+                    self._quarantine.note_items(request, batch.version, noted)
                 if request.take(start, {name: column[number] for name, column in columns.items()}, items):
-                    self._answer(request)
+                    self._answer(request, batch.version)
             at += items
+
+    def _fail_batch(self, batch: Batch, error: RemoteError) -> None:
+        for request, start, _ in batch.slices:
+            if batch.items == 1 and not request.closed:
+                self._quarantine.note_items(
+                    request, batch.version, [ItemError(start, error.code, error.message)]
+                )
+            self._fail(request, error)
 
     def expire(self) -> None:
         """Answer requests whose deadline has passed."""
         now = self._clock()
-        late = DeadlineExceeded("the deadline passed before the answer was ready")
         for request in self._ledger.expired(now):
-            self._fail(request, late)
-        for key in [key for key, waiting in self._tokenizing.items() if waiting.deadline <= now]:
-            self._fail_tokenizing(key, late)
+            self._fail(request, DeadlineExceeded(LATE))
+        for key in self._tokenizing.expired(now):
+            self._fail_tokenizing(key, DeadlineExceeded(LATE))
 
     def next_deadline(self) -> float | None:
         """When `expire` may next have work, on the clock."""
-        due = [waiting.deadline for waiting in self._tokenizing.values()]
-        queued = self._ledger.next_deadline()
-        return min(due if queued is None else [*due, queued], default=None)
+        due = self._tokenizing.next_deadline(), self._ledger.next_deadline()
+        return min([moment for moment in due if moment is not None], default=None)
 
     def peer_gone(self, peer: bytes) -> None:
         """Drop what a lost connection still waits for."""
         for request in self._ledger.of_peer(peer):
             self._close(request)
-        for key in [key for key in self._tokenizing if key[0] == peer]:
-            self._stop_tokenizing(key)
+        for key in self._tokenizing.of_peer(peer):
+            self._tokenizing.stop(key)
 
     def fail_all(self, error: RemoteError) -> None:
         """Answer every open request with an error."""
         for request in self._ledger.all():
             self._fail(request, error)
-        for key in list(self._tokenizing):
+        for key in self._tokenizing.all():
             self._fail_tokenizing(key, error)
 
     def _infer(self, peer: bytes, header: RequestHeader, inputs: Tensors) -> None:
         if self.draining:
             raise ShuttingDown("the server is stopping")
         info = admission.find_model(header.model, self.models, self.phase)
-        if (peer, header.id) in self._ledger or (peer, header.id) in self._tokenizing:
+        key = (peer, header.id)
+        if key in self._ledger or key in self._tokenizing:
             raise InvalidRequest("this id is already outstanding on this connection")
         now = self._clock()
         deadline = now + (header.deadline_ms / 1e3 if header.deadline_ms else self._default_deadline_s)
         if admission.takes_text(info, inputs):
-            self._tokenize(peer, header, inputs["text"], info, now, deadline)
+            self._tokenize(peer, header, inputs, info, now, deadline)
             return
         self._admit(admission.build(header, inputs, info, peer=peer, arrived=now, deadline=deadline))
 
     def _admit(self, request: Request) -> None:
+        self._quarantine.check(request, self.models[request.model].version)
         self._scheduler.submit(request)
         self._ledger.add(request)
-        metrics = self._metrics.models[request.model]
-        metrics.requests += 1
-        metrics.items += request.items
+        self._metrics.models[request.model].accepted(request.items)
 
     def _tokenize(
         self,
         peer: bytes,
         header: RequestHeader,
-        text: Tensor,
+        texts: Tensors,
         info: ModelInfo,
         arrived: float,
         deadline: float,
     ) -> None:
-        if max(text.lengths()) > self._limits.max_text_bytes:
+        if max(max(text.lengths()) for text in texts.values()) > self._limits.max_text_bytes:
             raise TooLarge(
                 f"a text exceeds max_text_bytes = {self._limits.max_text_bytes}", {"limit": "max_text_bytes"}
             )
-        held = sum(waiting.size for waiting in self._tokenizing.values())
-        if len(self._tokenizing) >= MAX_TOKENIZING or held + len(text.data) > self._limits.max_request_bytes:
-            raise Overloaded("too many texts wait to be tokenised", {"retry_after_ms": 100})
-        options = admission.text_options(header.params)
+        size = sum(len(text.data) for text in texts.values())
+        self._tokenizing.check_room(size)
+        options = admission.text_options(header.params) | {"typed": admission.takes_types(info)}
         finished = partial(self._tokenized, peer, header, info, arrived)
-        future = self._text.submit(info.name, text, options, finished)
-        self._tokenizing[peer, header.id] = _Tokenizing(header, deadline, len(text.data), future)
+        future = self._text.submit(info.name, texts, options, finished)
+        self._tokenizing.add((peer, header.id), header, deadline, size, future)
 
     def _tokenized(
         self,
@@ -300,38 +293,28 @@ class Service:
         header: RequestHeader,
         info: ModelInfo,
         arrived: float,
-        outcome: Tensor | RemoteError,
+        outcome: Tensors | RemoteError,
     ) -> None:
-        waiting = self._tokenizing.get((peer, header.id))
-        # By identity: the caller may have cancelled this request and used its id again.
-        if waiting is None or waiting.header is not header:
+        deadline = self._tokenizing.take((peer, header.id), header)
+        if deadline is None:
             return
-        del self._tokenizing[peer, header.id]
+        self._metrics.models[info.name].tokenize.observe(self._clock() - arrived)
         try:
             if isinstance(outcome, RemoteError):
                 raise outcome
             current = admission.find_model(info.name, self.models, self.phase)
             if current.text != info.text:
                 raise StaleTokenizer(f"model {info.name!r} was loaded anew with another tokenizer")
-            inputs = {"input_ids": outcome}
             self._admit(
-                admission.build(
-                    header, inputs, current, peer=peer, arrived=arrived, deadline=waiting.deadline
-                )
+                admission.build(header, outcome, current, peer=peer, arrived=arrived, deadline=deadline)
             )
         except RemoteError as error:
-            self._reply_error(peer, header.id, error)
+            self._reply_error(peer, header.id, error, info.name)
 
     def _fail_tokenizing(self, key: Key, error: RemoteError) -> None:
-        if self._stop_tokenizing(key):
-            self._reply_error(*key, error)
-
-    def _stop_tokenizing(self, key: Key) -> bool:
-        """Forget a text; False if it is forgotten already (a failing reply to one drops all of its peer's)."""
-        waiting = self._tokenizing.pop(key, None)
-        if waiting is not None:
-            waiting.future.cancel()
-        return waiting is not None
+        header = self._tokenizing.stop(key)
+        if header is not None:
+            self._reply_error(*key, error, self._model_of(header))
 
     def _cancel(self, peer: bytes, header: RequestHeader, inputs: Tensors) -> None:
         if not header.target:
@@ -352,9 +335,11 @@ class Service:
         self._send(peer, encode_reply(reply, document("tokenizer", self._tokenizers[info.name])))
 
     def _document(self, peer: bytes, header: RequestHeader, inputs: Tensors) -> None:
-        self._send(peer, encode_reply(ReplyHeader(v=VERSION, id=header.id), self._documents(header.op)))
+        self._send(
+            peer, encode_reply(ReplyHeader(v=VERSION, id=header.id), self._documents(peer, header, inputs))
+        )
 
-    def _answer(self, request: Request) -> None:
+    def _answer(self, request: Request, version: str) -> None:
         try:
             outputs = request.outputs()
         except ValueError as error:
@@ -365,14 +350,12 @@ class Service:
             self._fail(request, from_wire(errors[0].code, errors[0].message, {"item": errors[0].item}))
             return
         now = self._clock()
-        metrics = self._metrics.models[request.model]
-        metrics.success += 1
-        metrics.duration.observe(now - request.arrived)
+        self._metrics.models[request.model].answered(now - request.arrived, request.queue_us * 1e-6)
         reply = ReplyHeader(
             v=VERSION,
             id=request.id,
             model=request.model,
-            version=self.models[request.model].version,
+            version=version,
             item_errors=tuple(errors),
             timing=request.timing(now),
         )
@@ -382,18 +365,38 @@ class Service:
     def _fail(self, request: Request, error: RemoteError) -> None:
         if not request.closed:
             self._close(request)
-            self._reply_error(request.peer, request.id, error)
+            self._reply_error(request.peer, request.id, error, request.model)
 
     def _close(self, request: Request) -> None:
         self._scheduler.close(request)
         self._ledger.remove(request)
 
-    def _reply_error(self, peer: bytes, request_id: bytes, error: RemoteError) -> None:
-        self._metrics.failures[error.code] += 1
+    def _reply_error(self, peer: bytes, request_id: bytes, error: RemoteError, model: str = "") -> None:
+        self._metrics.failures[model, error.code] += 1
         self._send(peer, error_reply(request_id, error.code, error.message, error.retryable, error.details))
+
+    def _model_of(self, header: RequestHeader) -> str:
+        """The name that a refused request counts under."""
+        try:
+            return (
+                admission.find_model(header.model, self.models, self.phase).name
+                if header.op == "infer"
+                else ""
+            )
+        except RemoteError:
+            return ""
 
     def _refuse_malformed(self, peer: bytes, frames: Sequence[Buffer], error: ProtocolError) -> None:
         if len(frames) < 2 or len(frames[0]):
             self._metrics.dropped["unreadable"] += 1
             return
         self._reply_error(peer, error.request_id, from_wire(error.code, str(error), error.details))
+
+
+def _error_of(batch: Batch, header: ReplyHeader, outputs: Tensors) -> RemoteError | None:
+    """What a whole batch failed of."""
+    if header.error is not msgspec.UNSET:
+        return from_wire(header.error.code, header.error.message, header.error.details)
+    if any([tensor.items != batch.items for tensor in outputs.values()]):
+        return ModelFailed("the model answered another number of items than it was given")
+    return None

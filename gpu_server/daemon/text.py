@@ -9,12 +9,12 @@ from typing import Any
 
 from gpu_server.errors import InternalError, RemoteError
 from gpu_server.tokenizing import TextTokenizer
-from gpu_server.wire import Tensor
+from gpu_server.wire import Tensors
 from gpu_server.wire.documents import TextInfo
 
 THREADS = 2
 
-Finished = Callable[[Tensor | RemoteError], None]
+Finished = Callable[[Tensors | RemoteError], None]
 
 
 class TextPool:
@@ -27,16 +27,17 @@ class TextPool:
         self._wake = wake
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="tokenize")
         self._tokenizers: dict[str, TextTokenizer] = {}
-        self._done: deque[tuple[Finished, Tensor | RemoteError]] = deque()
+        self._done: deque[tuple[Finished, Tensors | RemoteError]] = deque()
 
     def add(self, model: str, info: TextInfo, tokenizer_json: bytes) -> None:
         """Make a model's tokenizer known; models may share the file and differ in lengths and prompts."""
         self._tokenizers[model] = TextTokenizer(tokenizer_json, info)
 
-    def submit(self, model: str, texts: Tensor, options: dict[str, Any], finished: Finished) -> Future[None]:
-        """Tokenise a `utf8` tensor; `finished` gets the ragged i32 ids or the error, on the loop's thread.
+    def submit(self, model: str, texts: Tensors, options: dict[str, Any], finished: Finished) -> Future[None]:
+        """Tokenise `text`, paired with `text_pair` if that is there; options as `TextTokenizer.inputs` has them.
 
-        Cancelling the future before its turn saves the work.
+        `finished` gets the model's inputs or the error, on the loop's thread. Cancelling the future before its turn saves
+        the work.
         """
         return self._pool.submit(self._work, self._tokenizers[model], texts, options, finished)
 
@@ -51,12 +52,12 @@ class TextPool:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def _work(
-        self, tokenizer: TextTokenizer, texts: Tensor, options: dict[str, Any], finished: Finished
+        self, tokenizer: TextTokenizer, texts: Tensors, options: dict[str, Any], finished: Finished
     ) -> None:
         try:
-            outcome: Tensor | RemoteError = Tensor.from_rows(
-                tokenizer.encode(texts.strings(), **options), "i32"
-            )
+            columns = [texts[name].strings() for name in ("text", "text_pair") if name in texts]
+            rows = columns[0] if len(columns) == 1 else list(zip(*columns, strict=True))
+            outcome: Tensors | RemoteError = tokenizer.inputs(rows, **options)
         except RemoteError as error:
             outcome = error
         except Exception:  # noqa: BLE001 - `tokenizers` raises it bare; unanswered, the request would hang

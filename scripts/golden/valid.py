@@ -60,6 +60,8 @@ def _vector(
 def _requests() -> list[Vector]:
     text = utf8("text", ["hello world"])
     ids = ragged("input_ids", "i32", [[101, 7592, 102], [101, 102]])
+    second = utf8("text_pair", ["and another"])
+    types = ragged("token_type_ids", "i32", [[0, 0, 1], [0, 1]])
     pixels = dense("pixels", "u8", [[[0, 1], [2, 3]], [[4, 5], [6, 7]]])
     return [
         _vector("hello", "6.1", "Asks for the hello document.", request("hello")),
@@ -69,6 +71,8 @@ def _requests() -> list[Vector]:
         _vector("cancel", "4.3", "Cancels the request of that id.", request("cancel", id=b"\x01", target=ID)),
         _vector("unknown-op", "6.7", "Well formed; the server does not offer it.", request("reload")),
         _vector("infer-text", "5.1", "One text, tokenised by the server.", request("infer", text), text),
+        _vector("infer-text-pair", "5.1", "A pair of texts.", request("infer", text, second), text, second),
+        _vector("infer-token-types", "5.4", "Ids and types.", request("infer", ids, types), ids, types),
         _vector("infer-ids", "5.2", "Ids made with that digest.", request("infer", ids, digest=DIGEST), ids),
         _vector(
             "infer-two-inputs", "3.3", "Two inputs, two items.", request("infer", ids, pixels), ids, pixels
@@ -150,6 +154,9 @@ def _replies() -> list[Vector]:
     metrics = utf8("metrics", ["# TYPE up gauge\nup 1\n"])
     vectors = dense("embedding", "f32", [[0.5, -0.5], [1.0, 0.0]])
     scores = ragged("scores", "f16", [[1.0], []])
+    indices = ragged("sparse_indices", "i32", [[3, 96], []])
+    weights = ragged("sparse_values", "f32", [[0.5, 1.25], []])
+    logits = ragged("logits", "f32", [[[0.5, -0.5], [1.0, 0.0]]], (2,))
     timing = {"queue_us": 12, "compute_us": 3456, "total_us": 4000, "batch_items": 32, "batch_tokens": 2**31}
     failed = [{"item": 1, "code": "model_failed", "message": "bad image"}]
     full = reply(vectors, scores, model="bge", version="5f", timing=timing, item_errors=failed, more=False)
@@ -160,6 +167,8 @@ def _replies() -> list[Vector]:
         _vector("reply-tokenizer", "6.3", "A tokenizer.json.", reply(tokenizer, model="bge"), tokenizer),
         _vector("reply-metrics", "6.6", "Prometheus text.", reply(metrics), metrics),
         _vector("reply-infer", "2.3", "Outputs, timing and a failed item.", full, vectors, scores),
+        _vector("reply-sparse", "9.1", "What is not 0.", reply(indices, weights), indices, weights),
+        _vector("reply-token-logits", "9.1", "Logits of each token.", reply(logits), logits),
         _vector("reply-timing-partly", "2.3", "Timing may leave keys out.", reply(timing={"queue_us": 1})),
         _vector("reply-no-items", "3.4", "An output of no items.", reply(none), none),
     ]

@@ -173,7 +173,7 @@ def test_killing_the_daemon_ends_the_engine_and_the_next_one_starts_at_once(
         load.more()
     assert load.wrong == []
     assert {type(error) for error in load.errors} <= {Unavailable, ModelLoading}
-    assert {path.name for path in socket_folder.iterdir()} == {"s", "s.e0", "s.lock"}
+    assert {path.name for path in socket_folder.iterdir()} == {"s", "s.ctl", "s.e0", "s.lock"}
 
 
 def test_killing_the_engine_costs_at_most_a_retry(daemon: StartDaemon) -> None:

@@ -90,7 +90,7 @@ def test_mistakes_in_flags_and_environment(sources: dict[str, Any], message: str
         ("[engine]\nzzz = 1\n", "[engine] key 'zzz' is unknown; known: batch_timeout_s, batches_in_flight, "),
         ("[[models]]\nsuorce = 'x'\n", "[models] key 'suorce' is unknown; did you mean 'source'?"),
         ("[[models]]\ndtype = 'float8'\n", "models.dtype: 'float8' is not one of auto, float32"),
-        ("[[models]]\npooling = 'max'\n", "models.pooling: 'max' is not one of (empty), cls"),
+        ("[[models]]\npooling = 'median'\n", "models.pooling: 'median' is not one of (empty), cls"),
         ("[limits]\nmax_items = true\n", "limits.max_items: True is not a whole number"),
         ("[limits]\nmax_items = 1.0\n", "limits.max_items: 1.0 is not a whole number"),
         ("[server]\nlog_level = 3\n", "server.log_level: 3 is not a string"),

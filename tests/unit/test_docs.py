@@ -182,8 +182,8 @@ def test_custom_routes_beside_the_stock_ones(own_endpoint: str) -> None:
     script = (
         "import json, app\n"
         "client = app.app.test_client()\n"
-        "good = client.post('/similarity', json={'texts': ['a', 'a', 'b']})\n"
-        "bad = client.post('/similarity', json={'texts': ['a']})\n"
+        "good = client.post('/compare', json={'texts': ['a', 'a', 'b']})\n"
+        "bad = client.post('/compare', json={'texts': ['a']})\n"
         "print(json.dumps([good.status_code, good.json, bad.status_code, bad.json]))\n"
     )
     with FakeServer(embedding_model(), endpoint=own_endpoint):

@@ -34,6 +34,8 @@ CLIENT_SIDE = rule(
     "endpoint",
     "tokenizing",
     "calls",
+    "text_calls",
+    "scores",
     "connection",
     "deadline",
     "sizes",
@@ -57,7 +59,9 @@ RULES = {
     "gpu_server.multipart": rule("wire", never=GPU | WEB),
     "gpu_server.deadline": rule(never=GPU | WEB | {"zmq"}),
     "gpu_server.sizes": rule("wire", never=GPU | WEB | {"zmq"}),
+    "gpu_server.scores": rule("wire", never=GPU | WEB | {"zmq"}),
     "gpu_server.calls": CLIENT_SIDE,
+    "gpu_server.text_calls": CLIENT_SIDE,
     "gpu_server.connection": CLIENT_SIDE,
     "gpu_server.client": CLIENT_SIDE,
     "gpu_server.aio": CLIENT_SIDE,
@@ -69,11 +73,16 @@ RULES = {
         "wire", "config", "endpoint", "logs", "source", "tokenizing", "models", never=WEB
     ),
     "gpu_server.models": rule("wire", "config", "source", "tokenizing", never=WEB | {"zmq"}),
+    "gpu_server.bench": rule(never=GPU | WEB | {"zmq"}),
     "gpu_server.cli": rule(
+        "bench",
         "wire", "config", "endpoint", "logs", "source", "tokenizing", "calls", "client", "daemon", "testing",
         never=GPU | WEB,
     ),
-    "web": rule("wire", "config", "tokenizing", "calls", "connection", "deadline", "client", never=GPU | {"zmq"}),
+    "web": rule(
+        "wire", "config", "tokenizing", "calls", "connection", "deadline", "scores", "sizes", "text_calls",
+        "client", never=GPU | {"zmq"},
+    ),
 }  # fmt: skip
 FILES = [path for top in ("gpu_server", "web") for path in sorted((ROOT / top).rglob("*.py"))]
 

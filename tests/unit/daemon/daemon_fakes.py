@@ -106,9 +106,9 @@ class FakeLink:
     def exit_code(self) -> int | None:
         return self.code
 
-    def status(self, restarts: int) -> EngineStatus:
+    def status(self, restarts: int, state: Any = "loading") -> EngineStatus:
         return EngineStatus(
-            pid=self.pid, device="cpu", state="loading", restarts=restarts, in_flight=len(self.batches)
+            pid=self.pid, device="cpu", state=state, restarts=restarts, in_flight=len(self.batches)
         )
 
 

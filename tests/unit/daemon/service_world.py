@@ -51,7 +51,7 @@ class HandPool:
     def add(self, model: str, info: TextInfo, tokenizer_json: bytes) -> None:
         self.tokenizers[model] = TextTokenizer(tokenizer_json, info)
 
-    def submit(self, model: str, texts: Tensor, options: dict[str, Any], finished: Any) -> Future[None]:
+    def submit(self, model: str, texts: Tensors, options: dict[str, Any], finished: Any) -> Future[None]:
         future: Future[None] = Future()
         self.waiting.append((model, texts, options, finished, future))
         return future
@@ -60,7 +60,7 @@ class HandPool:
         """Tokenise the oldest text, even one that is cancelled: its turn may have come first."""
         model, texts, options, finished, _ = self.waiting.pop(0)
         if error is None:
-            finished(Tensor.from_rows(self.tokenizers[model].encode(texts.strings(), **options), "i32"))
+            finished(self.tokenizers[model].inputs(texts["text"].strings(), **options))
         else:
             finished(error)
 
@@ -84,7 +84,7 @@ class World:
             Limits(max_items=20, max_text_bytes=100, max_request_bytes=200),
             self.clock,
             lambda peer, frames: self.replies.append((peer, *decode_reply(frames))),
-            lambda op: document("document", op),
+            lambda peer, header, inputs: document("document", header.op),
             cast(TextPool, self.pool),
             default_deadline_s=30.0,
             batches_in_flight=2,

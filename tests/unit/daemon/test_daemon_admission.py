@@ -191,3 +191,33 @@ def test_a_model_answers_to_the_last_part_of_its_name_unless_another_has_it() ->
     assert admission.find_model("m", {"org/m": first, "m": second}, "") is second
     with pytest.raises(ModelNotFound):
         admission.find_model("org", {"org/m": first}, "")
+
+
+RERANKER = ModelInfo(
+    name="reranker",
+    kind="reranker",
+    inputs=(InputInfo("input_ids", "i32", (-1,)), InputInfo("token_type_ids", "i32", (-1,))),
+    cost="input_ids",
+    text=TEXT.text,
+)
+
+
+def test_pairs_are_for_models_that_read_two_texts() -> None:
+    pairs = {"text": Tensor.from_strings(["a"]), "text_pair": Tensor.from_strings(["b"])}
+    assert admission.takes_text(RERANKER, pairs)
+    assert admission.takes_types(RERANKER)
+    assert not admission.takes_types(TEXT)
+    with pytest.raises(UnsupportedOperation, match="takes no pairs"):
+        admission.takes_text(TEXT, pairs)
+    with pytest.raises(InvalidRequest, match="text_pair must be utf8"):
+        admission.takes_text(RERANKER, {**pairs, "text_pair": dense(1)})
+
+
+def test_each_token_has_a_type() -> None:
+    rows = Tensor.from_rows([[1, 2], [3]])
+    assert build(RERANKER, {"input_ids": rows, "token_type_ids": rows}).costs == [2, 1]
+    other = {"input_ids": rows, "token_type_ids": Tensor.from_rows([[1], [2, 3]])}
+    with pytest.raises(InvalidRequest, match="token_type_ids must be as long as input_ids"):
+        build(RERANKER, other)
+    with pytest.raises(InvalidRequest, match="needs the input 'token_type_ids'"):
+        build(RERANKER, {"input_ids": rows})

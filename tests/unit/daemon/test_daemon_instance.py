@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from gpu_server.daemon.instance import Instance, holder_pid
+from gpu_server.daemon.instance import Instance, control_endpoint, holder_pid
 from gpu_server.errors import AlreadyRunning, EndpointError
 
 
@@ -52,6 +52,7 @@ def test_tcp_endpoints_have_a_lock_too(monkeypatch: pytest.MonkeyPatch, folder: 
         Instance("tcp://127.0.0.1:5999")
     other = Instance("tcp://127.0.0.1:5998")
     assert first.engine_endpoint(0) != other.engine_endpoint(0)
+    assert first.control_endpoint == control_endpoint(first.endpoint) != other.control_endpoint
     assert holder_pid("tcp://127.0.0.1:5999") == os.getpid()
     first.release()
     other.release()
@@ -67,9 +68,10 @@ def test_the_folder_is_private_and_the_socket_for_its_group(instance: Instance, 
 def test_engine_sockets_of_a_killed_daemon_are_swept(folder: Path) -> None:
     folder.mkdir()
     (folder / "s.e3").touch()
+    (folder / "s.ctl").touch()
     (folder / "other").touch()
     made = Instance(f"ipc://{folder}/s")
-    assert not (folder / "s.e3").exists()
+    assert sorted(path.name for path in folder.iterdir()) == ["other", "s.lock"]
     assert made.engine_endpoint(3) == f"ipc://{folder}/s.e3"
     assert made.engine_endpoint(13) == made.engine_endpoint(3)
     made.release()
@@ -98,7 +100,7 @@ def test_a_lock_that_cannot_be_opened_is_refused(folder: Path) -> None:
 def test_the_path_must_leave_room_for_the_engine_socket(socket_folder: Path) -> None:
     path = str(socket_folder / "x")
     path += "x" * (106 - len(path))
-    with pytest.raises(EndpointError, match="109 bytes and the system allows 107"):
+    with pytest.raises(EndpointError, match="110 bytes and the system allows 107"):
         Instance(f"ipc://{path}")
 
 

@@ -267,4 +267,4 @@ def test_malformed_messages_get_one_refusal_or_are_counted(world: World) -> None
     world.service.handle(b"p", [b"", b"\xff"])
     world.service.handle(b"p", [*good, b"a frame too many"])
     assert world.outcomes() == [(b"", "invalid_request"), (b"7", "invalid_request")]
-    assert world.metrics.failures["invalid_request"] == 2
+    assert world.metrics.failures["", "invalid_request"] == 2

@@ -11,12 +11,12 @@ from msgspec.structs import replace
 from service_world import NUMBERS, TEXT, World
 
 from gpu_server.daemon.engine_link import EngineLink
-from gpu_server.daemon.service import MAX_TOKENIZING
 from gpu_server.daemon.text import TextPool
+from gpu_server.daemon.text_ledger import MAX_TOKENIZING
 from gpu_server.errors import InternalError, InvalidRequest, RemoteError
 from gpu_server.testing import byte_tokenizer
 from gpu_server.tokenizing import TextTokenizer
-from gpu_server.wire import Tensor
+from gpu_server.wire import Tensor, Tensors
 
 
 @pytest.fixture
@@ -170,9 +170,9 @@ class TestPool:
 
     def run(
         self, pool: TextPool, woken: threading.Event, texts: list[str], **options: str
-    ) -> Tensor | RemoteError:
-        got: list[Tensor | RemoteError] = []
-        pool.submit("text", Tensor.from_strings(texts), options, got.append)
+    ) -> Tensors | RemoteError:
+        got: list[Tensors | RemoteError] = []
+        pool.submit("text", {"text": Tensor.from_strings(texts)}, options, got.append)
         assert woken.wait(10)
         assert got == []
         pool.collect()
@@ -191,8 +191,8 @@ class TestPool:
 
     def test_results_wait_for_the_loop(self, pool: TextPool, woken: threading.Event) -> None:
         outcome = self.run(pool, woken, ["a"])
-        assert isinstance(outcome, Tensor)
-        assert [row.tolist() for row in outcome.rows()] == [[256, 97, 257]]
+        assert isinstance(outcome, dict)
+        assert [row.tolist() for row in outcome["input_ids"].rows()] == [[256, 97, 257]]
         pool.close()
 
     def test_errors_are_results_too(self, pool: TextPool, woken: threading.Event) -> None:
@@ -216,6 +216,6 @@ class TestPool:
         shorter = type(TEXT.text)(digest=TEXT.text.digest, max_length=3, vocab_size=258)
         pool.add("short", shorter, byte_tokenizer())
         outcome = self.run(pool, woken, ["abcdef"])
-        assert isinstance(outcome, Tensor)
-        assert outcome.lengths() == [8]
+        assert isinstance(outcome, dict)
+        assert outcome["input_ids"].lengths() == [8]
         pool.close()

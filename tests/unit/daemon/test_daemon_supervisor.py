@@ -5,51 +5,10 @@ from __future__ import annotations
 from typing import Any, cast
 
 import pytest
-from daemon_fakes import Clock, FakeLink
+from supervisor_world import World
 
-from gpu_server.daemon import supervisor as supervisors
-from gpu_server.daemon.engine_link import EngineLink
+from gpu_server.daemon import crashes
 from gpu_server.daemon.request import Batch
-from gpu_server.daemon.supervisor import Supervisor
-from gpu_server.wire.events import Event
-
-
-class World:
-    """A supervisor and every link it has asked for."""
-
-    def __init__(self) -> None:
-        self.clock = Clock()
-        self.links: list[FakeLink] = []
-        self.ready: list[FakeLink] = []
-        self.lost: list[FakeLink] = []
-        self.supervisor = Supervisor(
-            self._spawn,
-            self.clock,
-            load_timeout_s=60.0,
-            batch_timeout_s=30.0,
-            on_ready=cast(Any, self.ready.append),
-            on_lost=cast(Any, self.lost.append),
-        )
-        self.supervisor.start()
-
-    def _spawn(self, number: int) -> EngineLink:
-        assert number == len(self.links)
-        link = FakeLink(pid=100 + number)
-        link.heard = self.clock.now
-        self.links.append(link)
-        return cast(EngineLink, link)
-
-    @property
-    def link(self) -> FakeLink:
-        return self.links[-1]
-
-    def become_ready(self) -> None:
-        self.link.state = "ready"
-        self.supervisor.poll()
-
-    def die(self, code: int = -9) -> None:
-        self.link.state, self.link.code = "dead", code
-        self.supervisor.poll()
 
 
 @pytest.fixture
@@ -81,7 +40,7 @@ def test_a_dead_engine_is_respawned_at_once_and_reaped(world: World) -> None:
 
 def test_each_crash_waits_longer(world: World) -> None:
     waits = []
-    for _ in range(supervisors.CRASHES - 1):
+    for _ in range(crashes.CRASHES - 1):
         world.die()
         timer = world.supervisor.next_timer()
         assert timer is not None
@@ -96,7 +55,7 @@ def test_each_crash_waits_longer(world: World) -> None:
 
 
 def test_too_many_crashes_in_a_while_are_final(world: World) -> None:
-    for _ in range(supervisors.CRASHES):
+    for _ in range(crashes.CRASHES):
         world.die(-11)
         world.clock.advance(10)
         world.supervisor.poll()
@@ -105,33 +64,74 @@ def test_too_many_crashes_in_a_while_are_final(world: World) -> None:
     assert world.supervisor.next_timer() is None
     world.clock.advance(1000)
     world.supervisor.poll()
-    assert len(world.links) == supervisors.CRASHES
+    assert len(world.links) == crashes.CRASHES
 
 
 def test_old_crashes_are_forgotten(world: World) -> None:
-    for _ in range(3 * supervisors.CRASHES):
+    for _ in range(3 * crashes.CRASHES):
         world.become_ready()
         world.die(1)
-        world.clock.advance(supervisors.CRASH_WINDOW_S + 1)
+        world.clock.advance(crashes.CRASH_WINDOW_S + 1)
         world.supervisor.poll()
         assert world.supervisor.state == "loading"
 
 
 def test_a_permanent_failure_is_not_tried_again(world: World) -> None:
-    world.link.state = "failed"
-    world.link.event = Event(kind="failed", message="no such model", exit_code=66, permanent=True)
-    world.supervisor.poll()
-    world.supervisor.poll()
+    world.fail("no such model", exit_code=66, permanent=True)
+    world.poll()
     assert (world.supervisor.state, world.supervisor.failure) == ("failed", "no such model")
     assert (world.supervisor.exit_code, len(world.links)) == (66, 1)
 
 
-def test_a_failure_of_the_device_is_tried_again(world: World) -> None:
-    world.link.state = "failed"
-    world.link.event = Event(kind="failed", message="CUDA error", exit_code=70)
-    world.supervisor.poll()
-    world.supervisor.poll()
+def test_a_load_without_memory_is_tried_again_and_again(world: World) -> None:
+    for _ in range(crashes.CRASHES - 1):
+        world.fail("CUDA out of memory", exit_code=70, fault="memory")
+        world.clock.advance(30)
+        world.poll()
+        assert world.supervisor.state == "loading"
+    assert world.supervisor.restarts == crashes.CRASHES - 1
+
+
+def test_a_lost_device_is_worth_one_fresh_process(world: World) -> None:
+    world.become_ready()
+    world.fail("CUDA error: device-side assert", fault="device")
+    world.poll()
     assert (world.supervisor.state, len(world.links)) == ("loading", 2)
+    world.become_ready()
+    world.fail("CUDA error: device-side assert", fault="device")
+    world.clock.advance(1)
+    world.poll()
+    assert (world.supervisor.state, len(world.links)) == ("loading", 3)
+    world.fail("CUDA error: no CUDA-capable device is detected", fault="device")
+    assert (world.supervisor.state, world.supervisor.exit_code) == ("failed", 86)
+    assert world.supervisor.failure == ("the device is lost: CUDA error: no CUDA-capable device is detected")
+    status = world.supervisor.status()
+    assert status is not None
+    assert (status.state, status.error) == ("failed", world.supervisor.failure)
+
+
+def test_a_device_that_has_gone_is_no_wrong_setting(world: World) -> None:
+    world.become_ready()
+    world.fail("CUDA error: unspecified launch failure", fault="device")
+    world.poll()
+    world.fail("device 'cuda:0' is not there", exit_code=78, permanent=True)
+    assert (world.supervisor.state, world.supervisor.exit_code) == ("failed", 86)
+    assert "the device is lost" in world.supervisor.failure
+
+
+def test_a_full_device_is_not_a_lost_one(world: World) -> None:
+    world.become_ready()
+    world.fail("CUDA error: unspecified launch failure", fault="device")
+    world.poll()
+    world.fail("CUDA out of memory", fault="memory")
+    assert world.supervisor.state == "backoff"
+
+
+def test_the_next_engine_uses_the_device_of_the_first(world: World) -> None:
+    world.become_ready("cuda:1 (NVIDIA H200)")
+    world.die()
+    world.poll()
+    assert world.devices == ["", "cuda:1"]
 
 
 def test_a_load_without_progress_is_ended_and_tried_again(world: World) -> None:

@@ -1,0 +1,72 @@
+"""When the next batch should leave: just before the engine runs dry, so that it never waits and late arrivals still join.
+
+How long a batch runs is learnt for each model as `fixed + slope · cost`, by least squares over recent batches, and with it
+how far off the estimate usually is: what is hard to foresee is sent earlier.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection
+
+from gpu_server.daemon.request import Batch
+
+LEAD_S = 0.0003
+"""How long before the end of one batch the next should leave: about what its way to the engine and its launch take."""
+LEARNT = 16
+"""Batches of a model after which its times are believed."""
+RECENT = 1 / 32
+
+
+class _Times:
+    """How long one model's batches run, by their cost: means, variance and covariance over recent ones."""
+
+    __slots__ = ("batches", "cost", "error", "joint", "seconds", "spread")
+
+    def __init__(self) -> None:
+        self.batches = 0
+        self.cost = self.seconds = self.spread = self.joint = self.error = 0.0
+
+    def learn(self, cost: int, seconds: float) -> None:
+        """Take in one batch; the first ones count equally, later ones more than those long past."""
+        self.batches += 1
+        part = max(RECENT, 1 / self.batches)
+        self.error += part * (abs(seconds - self.estimate(cost)) - self.error)
+        off_cost, off_seconds = cost - self.cost, seconds - self.seconds
+        self.cost += part * off_cost
+        self.seconds += part * off_seconds
+        self.spread += part * ((1 - part) * off_cost * off_cost - self.spread)
+        self.joint += part * ((1 - part) * off_cost * off_seconds - self.joint)
+
+    def estimate(self, cost: int) -> float:
+        """Seconds that a batch of this cost should run."""
+        slope = self.joint / self.spread if self.spread and self.joint > 0 else 0.0
+        return max(0.0, self.seconds + slope * (cost - self.cost))
+
+
+class Pace:
+    """Foresees the end of what an engine runs, over an injected clock."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._times: dict[str, _Times] = {}
+        self._last_done = -math.inf
+
+    def learn(self, batch: Batch, seconds: float) -> None:
+        """Note that a batch has ended just now, after running for `seconds`."""
+        self._last_done = self._clock()
+        self._times.setdefault(batch.model, _Times()).learn(batch.cost, seconds)
+
+    def due(self, running: Collection[Batch]) -> float | None:
+        """When the next batch should be sent behind those `running`, oldest first; None where that cannot be foreseen."""
+        if not running:
+            return -math.inf
+        seconds, error = 0.0, 0.0
+        for batch in running:
+            times = self._times.get(batch.model)
+            if times is None or times.batches < LEARNT:
+                return None
+            seconds += times.estimate(batch.cost)
+            error += times.error
+        started = max(next(iter(running)).sent, self._last_done)
+        return started + seconds - 2 * error - LEAD_S

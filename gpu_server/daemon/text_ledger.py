@@ -1,0 +1,77 @@
+"""Requests whose text is being tokenised, until they can be queued or have their reply."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from typing import NamedTuple
+
+from gpu_server.errors import Overloaded
+from gpu_server.wire import RequestHeader
+
+MAX_TOKENIZING = 4096
+Key = tuple[bytes, bytes]
+"""A request among all: its peer and its id."""
+
+
+class _Tokenizing(NamedTuple):
+    header: RequestHeader
+    deadline: float
+    size: int
+    future: Future[None]
+
+
+class TextLedger:
+    """At most `MAX_TOKENIZING` requests, of `max_bytes` of text together."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._waiting: dict[Key, _Tokenizing] = {}
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def __contains__(self, key: Key) -> bool:
+        return key in self._waiting
+
+    def check_room(self, size: int) -> None:
+        """Raise Overloaded if another `size` bytes are too much."""
+        held = sum(waiting.size for waiting in self._waiting.values())
+        if len(self._waiting) >= MAX_TOKENIZING or held + size > self._max_bytes:
+            raise Overloaded("too many texts wait to be tokenised", {"retry_after_ms": 100})
+
+    def add(self, key: Key, header: RequestHeader, deadline: float, size: int, future: Future[None]) -> None:
+        """Keep a request; its key must be new."""
+        self._waiting[key] = _Tokenizing(header, deadline, size, future)
+
+    def take(self, key: Key, header: RequestHeader) -> float | None:
+        """Remove a request that has been tokenised and return its deadline; None if nobody waits for it any more."""
+        waiting = self._waiting.get(key)
+        # By identity: the caller may have cancelled this request and used its id again.
+        if waiting is None or waiting.header is not header:
+            return None
+        del self._waiting[key]
+        return waiting.deadline
+
+    def stop(self, key: Key) -> RequestHeader | None:
+        """Forget a text and return its header; None if that is done (a failing reply to one drops all of its peer's)."""
+        waiting = self._waiting.pop(key, None)
+        if waiting is None:
+            return None
+        waiting.future.cancel()
+        return waiting.header
+
+    def all(self) -> list[Key]:
+        """All requests."""
+        return list(self._waiting)
+
+    def of_peer(self, peer: bytes) -> list[Key]:
+        """The requests of one connection."""
+        return [key for key in self._waiting if key[0] == peer]
+
+    def expired(self, now: float) -> list[Key]:
+        """The requests whose deadline has passed."""
+        return [key for key, waiting in self._waiting.items() if waiting.deadline <= now]
+
+    def next_deadline(self) -> float | None:
+        """When `expired` will next return something."""
+        return min([waiting.deadline for waiting in self._waiting.values()], default=None)

@@ -1,0 +1,78 @@
+"""When the next batch is due: learnt from batches, earlier where the estimate is poor, None while it is not known."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+from daemon_fakes import Clock
+
+from gpu_server.daemon.pace import LEAD_S, LEARNT, Pace
+from gpu_server.daemon.request import Batch
+
+
+def batch(cost: int, sent: float = 0.0, model: str = "m") -> Batch:
+    made = Batch(1, model, {}, sent)
+    made.cost, made.sent = cost, sent
+    return made
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+def taught(clock: Clock, noise: float = 0.0) -> Pace:
+    """A pace that has seen batches of 1 ms and 1 µs a token."""
+    pace, dice = Pace(clock), random.Random(0)
+    for _ in range(300):
+        cost = dice.randrange(10, 5000)
+        pace.learn(batch(cost), (1e-3 + cost * 1e-6) * (1 + dice.uniform(-noise, noise)))
+    return pace
+
+
+def test_an_idle_engine_gets_the_next_batch_at_once(clock: Clock) -> None:
+    assert Pace(clock).due([]) == -math.inf
+
+
+def test_until_a_model_is_known_nothing_is_foreseen(clock: Clock) -> None:
+    pace = Pace(clock)
+    for _ in range(LEARNT):
+        assert pace.due([batch(100)]) is None
+        pace.learn(batch(100), 1e-3)
+    assert pace.due([batch(100)]) is not None
+    assert pace.due([batch(100), batch(100, model="other")]) is None
+
+
+@pytest.mark.parametrize("cost", [10, 1000, 4000])
+def test_the_next_batch_is_due_just_before_the_running_ones_end(clock: Clock, cost: int) -> None:
+    pace = taught(clock)
+    clock.advance(5)
+    seconds = 1e-3 + cost * 1e-6
+    assert pace.due([batch(cost, clock.now)]) == pytest.approx(clock.now + seconds - LEAD_S, abs=2e-5)
+    both = pace.due([batch(cost, clock.now), batch(1000, clock.now)])
+    assert both == pytest.approx(clock.now + seconds + 2e-3 - LEAD_S, abs=2e-5)
+
+
+def test_a_batch_sent_ahead_starts_when_the_one_before_it_ends(clock: Clock) -> None:
+    pace = taught(clock)
+    sent = clock.now
+    clock.advance(5)
+    pace.learn(batch(1000), 2e-3)
+    assert pace.due([batch(1000, sent)]) == pytest.approx(clock.now + 2e-3 - LEAD_S, abs=2e-5)
+
+
+def test_what_is_hard_to_foresee_is_sent_earlier(clock: Clock) -> None:
+    running = [batch(4000, clock.now)]
+    sure, unsure = taught(clock).due(running), taught(clock, noise=0.3).due(running)
+    assert sure is not None
+    assert unsure is not None
+    assert unsure < sure - 5e-4
+
+
+def test_batches_of_one_size_are_enough(clock: Clock) -> None:
+    pace = Pace(clock)
+    for _ in range(LEARNT):
+        pace.learn(batch(100), 3e-3)
+    assert pace.due([batch(200, clock.now)]) == pytest.approx(clock.now + 3e-3 - LEAD_S, abs=1e-3)
