@@ -45,8 +45,10 @@ class InstantConnection:
             outputs = document("document", to_json(hello).decode())
         elif header.op == "tokenizer":
             outputs = document("tokenizer", MODEL.tokenizer)
-        else:
+        elif header.op == "infer":
             outputs = {"embedding": Tensor.from_numpy(VECTORS[: inputs["input_ids"].items])}
+        else:
+            outputs = {}
         future: Future[Reply] = Future()
         future.set_result(Reply(ReplyHeader(v=VERSION, id=b"1"), outputs))
         return future
