@@ -16,10 +16,9 @@ from gpu_server.errors import (
     UnsupportedOperation,
 )
 from gpu_server.wire import RequestHeader, Tensor, Tensors
-from gpu_server.wire.documents import InputInfo, ModelInfo, answers_to
+from gpu_server.wire.documents import PAIR_KINDS, InputInfo, ModelInfo, answers_to
 
 TEXT_PARAMS = frozenset({"truncate", "truncation_direction", "prompt_name"})
-PAIR_KINDS = frozenset({"reranker", "classifier"})
 
 
 def find_model(name: str, models: Mapping[str, ModelInfo], phase: str) -> ModelInfo:
@@ -84,6 +83,7 @@ def build(
         arrived=arrived,
         deadline=deadline,
         group=_group(info, inputs, params),
+        traceparent=header.traceparent,
     )
 
 

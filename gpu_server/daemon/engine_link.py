@@ -13,6 +13,7 @@ import msgspec
 import zmq
 
 from gpu_server import multipart
+from gpu_server.daemon import requestlog
 from gpu_server.daemon.request import Batch
 from gpu_server.daemon.spawn import run_engine
 from gpu_server.errors import ProtocolError
@@ -83,7 +84,15 @@ class EngineLink:
     def send(self, batch: Batch) -> None:
         """Hand a batch to the engine."""
         key = batch.id.to_bytes(8, "little")
-        header = RequestHeader(v=VERSION, id=key, op="infer", model=batch.model, params=batch.params)
+        header = RequestHeader(
+            v=VERSION,
+            id=key,
+            op="infer",
+            model=batch.model,
+            params=batch.params,
+            traceparent=batch.slices[0][0].traceparent,
+        )
+        requestlog.sent(batch)
         self.batches[key] = batch
         frames = encode_request(header, batch.inputs(), MAX_BATCH_HEADER_BYTES)
         multipart.send(self.socket, frames, copy=False)

@@ -52,10 +52,16 @@ class Pace:
         self._times: dict[str, _Times] = {}
         self._last_done = -math.inf
 
-    def learn(self, batch: Batch, seconds: float) -> None:
-        """Note that a batch has ended just now, after running for `seconds`."""
-        self._last_done = self._clock()
+    def learn(self, batch: Batch, seconds: float) -> float:
+        """Note that a batch has ended just now, after running for `seconds`; returns what it kept others waiting.
+
+        That is longer by its way to the engine and back, where this machine is busy by much.
+        """
+        now = self._clock()
+        kept_s = now - max(batch.sent, self._last_done)
+        self._last_done = now
         self._times.setdefault(batch.model, _Times()).learn(batch.cost, seconds)
+        return max(seconds, kept_s)
 
     def due(self, running: Collection[Batch]) -> float | None:
         """When the next batch should be sent behind those `running`, oldest first; None where that cannot be foreseen."""

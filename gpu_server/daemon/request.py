@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import accumulate
 from typing import Any
 
 import msgspec
 
+from gpu_server.errors import Cancelled, ModelFailed, RemoteError
 from gpu_server.wire import ItemError, Tensor, Tensors, Timing
 
 Group = tuple[Any, ...]
@@ -38,12 +39,13 @@ class Request(msgspec.Struct, kw_only=True, eq=False):
     size: int = 0
     waiting: list[tuple[int, int]] = []
     remaining: int = 0
-    parts: list[tuple[int, Tensors]] = []
+    parts: list[tuple[int, int, Tensors]] = []
     item_errors: list[ItemError] = []
     tag: float = 0.0
     attempts: int = 0
     suspect: bool = False
     closed: bool = False
+    traceparent: str = ""
     queue_us: int = 0
     compute_us: int = 0
     batch_items: int = 0
@@ -91,27 +93,40 @@ class Request(msgspec.Struct, kw_only=True, eq=False):
         if batch.items > self.batch_items:
             self.batch_items, self.batch_tokens = batch.items, batch.cost
 
-    def note_errors(self, errors: Sequence[ItemError], at: int, start: int, items: int) -> list[ItemError]:
-        """Keep, and return, the errors of `items` items that stand in a batch from row `at` on and here from `start` on."""
-        shift = start - at
-        mine = [ItemError(e.item + shift, e.code, e.message) for e in errors if at <= e.item < at + items]
-        self.item_errors += mine
-        return mine
+    def note_errors(self, errors: Iterable[ItemError]) -> None:
+        """Keep errors of single items; what was not told apart even with this request alone is the model's failure."""
+        self.item_errors += [
+            ItemError(e.item, ModelFailed.code if e.code == Cancelled.code else e.code, e.message)
+            for e in errors
+        ]
 
     def take(self, start: int, outputs: Tensors, items: int) -> bool:
         """Keep the outputs of `items` items from `start` on; True when every item has its answer."""
-        self.parts.append((start, outputs))
+        self.parts.append((start, items, outputs))
         self.remaining -= items
         return self.remaining == 0
 
+    def fail(self, start: int, items: int, error: RemoteError) -> bool:
+        """Keep an error for `items` items from `start` on; True when every item has its answer."""
+        self.item_errors += [
+            ItemError(item, error.code, error.message) for item in range(start, start + items)
+        ]
+        return self.take(start, {}, items)
+
     def outputs(self) -> Tensors:
-        """The outputs of all items, in order. Raises ValueError when batches gave outputs that do not fit together."""
+        """The outputs of all items in order, failed ones blank; {} if none has any.
+
+        Raises ValueError when batches gave outputs that do not fit together.
+        """
         if len(self.parts) == 1:
-            return self.parts[0][1]
+            return self.parts[0][2]
         self.parts.sort(key=lambda part: part[0])
         whole: Tensors = {}
-        for name, first in self.parts[0][1].items():
-            column = [outputs.get(name) for _, outputs in self.parts]
+        for name, first in next((outputs for *_, outputs in self.parts if outputs), {}).items():
+            column = [
+                outputs.get(name) if outputs else Tensor.zeros(first.signature, items)
+                for _, items, outputs in self.parts
+            ]
             if any(t is None or t.signature != first.signature for t in column):
                 raise ValueError(f"output {name!r} differs in type or shape between batches")
             whole[name] = Tensor.concat([t for t in column if t is not None])
@@ -138,6 +153,11 @@ class Batch:
         self.slices: list[tuple[Request, int, int]] = []
         self.cost = 0
         self.items = 0
+
+    @property
+    def suspect(self) -> bool:
+        """Whether its request was in a batch that the engine did not survive."""
+        return self.slices[0][0].suspect
 
     def sizes(self) -> list[int]:
         """Items of each slice."""

@@ -33,6 +33,8 @@ MISFITS = 8
 MAX_GROUPS = 1024
 """Kinds of requests that cannot share a batch and may wait at once: forming a batch looks at each kind."""
 SMOOTHING = 0.2
+HEADROOM = 0.75
+"""The part of its deadline that a request may be expected to take: a queue that just fits runs much of its work too late."""
 RAISE_AFTER_S = 60.0
 """How long a budget that was lowered for want of memory stays before it is raised by `RAISE`."""
 RAISE = 9 / 8
@@ -184,14 +186,17 @@ class Scheduler:
         """
         returned = []
         for request, start, stop in batch.slices:
-            if request.closed:
-                continue
-            if not request.suspect:
-                self._isolate(request)
-            request.waiting.insert(0, (start, stop))
-            self._push(request, stop - start, request.cumulative[stop] - request.cumulative[start])
-            returned.append(request)
+            if not request.closed:
+                self.run_alone(request, start, stop)
+                returned.append(request)
         return returned
+
+    def run_alone(self, request: Request, start: int, stop: int) -> None:
+        """Let items of a request, taken into a batch before, wait again, and the request share no batch from now on."""
+        if not request.suspect:
+            self._isolate(request)
+        request.waiting.insert(0, (start, stop))
+        self._push(request, stop - start, request.cumulative[stop] - request.cumulative[start])
 
     def restart(self, request: Request) -> None:
         """Let every item of a request wait again, those that have run or are in a batch too."""
@@ -207,10 +212,13 @@ class Scheduler:
         if items:
             self._push(request, items, cost)
 
-    def next_batch(self, *, idle: bool, models: Collection[str] | None = None) -> Batch | None:
+    def next_batch(
+        self, *, idle: bool, alone: bool = True, models: Collection[str] | None = None
+    ) -> Batch | None:
         """The next batch for an engine that holds `models` (None: all), or None.
 
-        idle: the engine has nothing to do, so a partial batch may go; otherwise only a full one.
+        idle: the engine has nothing to do, so a partial batch may go; otherwise only a full one. alone: no other batch runs;
+        while one does, a suspect whose turn it is waits, and all others behind it.
         """
         best: tuple[float, Group] | None = None
         for group, queue in list(self._queues.items()):
@@ -224,27 +232,35 @@ class Scheduler:
                 continue
             if best is None or head.tag < best[0]:
                 best = (head.tag, group)
-        return self._form(best[1]) if best is not None else None
+        if best is None or (self._queues[best[1]].suspect and not alone):
+            return None
+        return self._form(best[1])
 
     def due_batch(self, running: Collection[Batch], models: Collection[str] | None = None) -> Batch | None:
-        """The batch to send now to an engine that holds `models` and works on `running`, oldest first; None: not yet."""
+        """The batch to send now to an engine that holds `models` and works on `running`, oldest first; None: not yet.
+
+        A request that was in a lost batch runs with nothing beside it, so that it can take no other along.
+        """
+        if any(batch.suspect for batch in running):
+            self.due_at = None
+            return None
         due = self._pace.due(running)
         self.due_at = due if due is not None and self.items and due > self._clock() else None
         if self.due_at is not None:
             return None
-        return self.next_batch(idle=due is not None, models=models)
+        return self.next_batch(idle=due is not None, alone=not running, models=models)
 
     def learn(self, batch: Batch, seconds: float) -> None:
         """Note that a batch has just ended well, and how long it ran.
 
         A model's time per full batch is learnt from those at least half full.
         """
-        self._pace.learn(batch, seconds)
+        kept_s = self._pace.learn(batch, seconds)
         model = self._models[batch.model]
         model.raise_again(self._clock())
         units = batch.cost / model.policy.max_batch_tokens
         if units >= 0.5 or batch.items * 2 >= model.policy.max_batch_items:
-            took = seconds / units
+            took = kept_s / units
             model.batch_s += (SMOOTHING if model.batch_s else 1.0) * (took - model.batch_s)
 
     def lower_budget(self, model: str, tokens: int) -> None:
@@ -276,9 +292,9 @@ class Scheduler:
             full = f"{MAX_GROUPS} different parameters or shapes"
         wait_s = self.estimated_wait_s(request)
         budget_s = request.deadline - self._clock()
-        if not full and wait_s <= budget_s:
+        if not full and wait_s <= HEADROOM * budget_s:
             return
-        retry_s = max(0.05, (self._backlog_s() or 2.0) / 2 if full else wait_s - budget_s)
+        retry_s = max(0.05, (self._backlog_s() or 2.0) / 2 if full else wait_s - HEADROOM * budget_s)
         reason = (
             f"the queue is full ({full})"
             if full

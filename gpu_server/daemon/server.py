@@ -19,7 +19,7 @@ from gpu_server import endpoint as endpoints
 from gpu_server import source
 from gpu_server._version import __version__
 from gpu_server.config import Config
-from gpu_server.daemon import model_set
+from gpu_server.daemon import descriptors, model_set
 from gpu_server.daemon.alarm import Alarm
 from gpu_server.daemon.change import Models
 from gpu_server.daemon.control import Control
@@ -100,6 +100,7 @@ class Daemon:
         return 0
 
     def _startup(self) -> None:
+        descriptors.raise_limit()
         self._context = zmq.Context()
         self._wake_read, self._wake_write = sockets.socketpair()
         self._wake_read.setblocking(False)

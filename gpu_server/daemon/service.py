@@ -9,6 +9,7 @@ from functools import partial
 import msgspec
 
 from gpu_server.daemon import admission
+from gpu_server.daemon.answers import Answers, Send
 from gpu_server.daemon.engine_link import EngineLink
 from gpu_server.daemon.handover import carry_over
 from gpu_server.daemon.ledger import Ledger
@@ -24,7 +25,6 @@ from gpu_server.errors import (
     EngineCrashed,
     InternalError,
     InvalidRequest,
-    ModelFailed,
     ProtocolError,
     RemoteError,
     ShuttingDown,
@@ -33,10 +33,10 @@ from gpu_server.errors import (
     UnsupportedOperation,
     from_wire,
 )
+from gpu_server.tokenizing import prompt_params
 from gpu_server.wire import (
     VERSION,
     Buffer,
-    ItemError,
     Limits,
     ReplyHeader,
     RequestHeader,
@@ -45,7 +45,6 @@ from gpu_server.wire import (
     decode_request,
     document,
     encode_reply,
-    error_reply,
     refuse_cut,
 )
 from gpu_server.wire.documents import ModelInfo
@@ -54,7 +53,6 @@ log = logging.getLogger(__name__)
 
 LATE = "the deadline passed before the answer was ready"
 MAX_ATTEMPTS = 2
-Send = Callable[[bytes, list[Buffer]], None]
 Documents = Callable[[bytes, RequestHeader, Tensors], Tensors]
 
 
@@ -89,6 +87,9 @@ class Service:
         self._limits = limits
         self._clock = clock
         self._quarantine = Quarantine(clock)
+        self._answers = Answers(
+            scheduler, self._ledger, metrics, self._quarantine, clock, send, self._version_of
+        )
         self._send = send
         self._documents = documents
         self._text = text
@@ -124,10 +125,10 @@ class Service:
                 raise UnsupportedOperation(f"operation {header.op!r} is not offered on this socket")
             operation(peer, header, inputs)
         except RemoteError as error:
-            self._reply_error(peer, header.id, error, self._model_of(header))
+            self._answers.refuse(peer, header.id, error, self._model_of(header))
         except Exception:
             log.exception("defect", extra={"op": header.op, "id": header.id.hex()})
-            self._reply_error(
+            self._answers.refuse(
                 peer, header.id, InternalError("a defect in the server; its log has the details")
             )
 
@@ -135,7 +136,7 @@ class Service:
         """Take a loaded engine into use; its models are served from now on. What the last one runs goes on there."""
         running = self._link.batches.values() if self._link is not None else ()
         waiting = self._ledger.all()
-        carry_over(waiting, self.models, link.models, self._scheduler, self._fail, running)
+        carry_over(waiting, self.models, link.models, self._scheduler, self._answers.fail, running)
         self._link = link
         self.models = dict(link.models)
         self._tokenizers = dict(link.tokenizers)
@@ -159,8 +160,8 @@ class Service:
             if request.attempts >= MAX_ATTEMPTS:
                 twice = EngineCrashed("the engine process died while it ran this request, twice")
                 self._quarantine.note_crash(request, link.models[request.model].version, twice)
-                self._fail(request, twice)
-        carry_over(lost, link.models, self.models, self._scheduler, self._fail)
+                self._answers.fail(request, twice)
+        carry_over(lost, link.models, self.models, self._scheduler, self._answers.fail)
 
     def hold(self) -> None:
         """Send no more batches until the next engine is ready."""
@@ -193,38 +194,13 @@ class Service:
         # The engine first: it would stand idle for as long as the replies take.
         self.dispatch()
         self._metrics.models[batch.model].ran(batch.items, batch.cost, seconds)
-        error = _error_of(batch, header, outputs)
-        if error is not None:
-            self._fail_batch(batch, error)
-            return
-        columns = {name: tensor.split(batch.sizes()) for name, tensor in outputs.items()}
-        at = 0
-        for number, (request, start, stop) in enumerate(batch.slices):
-            items = stop - start
-            if request.closed:
-                self._metrics.dropped["late_result"] += 1
-            else:
-                request.ran_in(batch, timing.compute_us)
-                if header.item_errors:
-                    noted = request.note_errors(header.item_errors, at, start, items)
-                    self._quarantine.note_items(request, batch.version, noted)
-                if request.take(start, {name: column[number] for name, column in columns.items()}, items):
-                    self._answer(request, batch.version)
-            at += items
-
-    def _fail_batch(self, batch: Batch, error: RemoteError) -> None:
-        for request, start, _ in batch.slices:
-            if batch.items == 1 and not request.closed:
-                self._quarantine.note_items(
-                    request, batch.version, [ItemError(start, error.code, error.message)]
-                )
-            self._fail(request, error)
+        self._answers.share(batch, header, outputs, timing.compute_us)
 
     def expire(self) -> None:
         """Answer requests whose deadline has passed."""
         now = self._clock()
         for request in self._ledger.expired(now):
-            self._fail(request, DeadlineExceeded(LATE))
+            self._answers.fail(request, DeadlineExceeded(LATE))
         for key in self._tokenizing.expired(now):
             self._fail_tokenizing(key, DeadlineExceeded(LATE))
 
@@ -236,14 +212,14 @@ class Service:
     def peer_gone(self, peer: bytes) -> None:
         """Drop what a lost connection still waits for."""
         for request in self._ledger.of_peer(peer):
-            self._close(request)
+            self._answers.close(request)
         for key in self._tokenizing.of_peer(peer):
             self._tokenizing.stop(key)
 
     def fail_all(self, error: RemoteError) -> None:
         """Answer every open request with an error."""
         for request in self._ledger.all():
-            self._fail(request, error)
+            self._answers.fail(request, error)
         for key in self._tokenizing.all():
             self._fail_tokenizing(key, error)
 
@@ -283,6 +259,8 @@ class Service:
         size = sum(len(text.data) for text in texts.values())
         self._tokenizing.check_room(size)
         options = admission.text_options(header.params) | {"typed": admission.takes_types(info)}
+        if info.text is not None:
+            header.params |= prompt_params(info.text, options["prompt_name"])
         finished = partial(self._tokenized, peer, header, info, arrived)
         future = self._text.submit(info.name, texts, options, finished)
         self._tokenizing.add((peer, header.id), header, deadline, size, future)
@@ -309,12 +287,12 @@ class Service:
                 admission.build(header, outcome, current, peer=peer, arrived=arrived, deadline=deadline)
             )
         except RemoteError as error:
-            self._reply_error(peer, header.id, error, info.name)
+            self._answers.refuse(peer, header.id, error, info.name)
 
     def _fail_tokenizing(self, key: Key, error: RemoteError) -> None:
         header = self._tokenizing.stop(key)
         if header is not None:
-            self._reply_error(*key, error, self._model_of(header))
+            self._answers.refuse(*key, error, self._model_of(header))
 
     def _cancel(self, peer: bytes, header: RequestHeader, inputs: Tensors) -> None:
         if not header.target:
@@ -322,7 +300,7 @@ class Service:
         request = self._ledger.get(peer, header.target)
         cancelled = Cancelled("cancelled by the caller")
         if request is not None:
-            self._fail(request, cancelled)
+            self._answers.fail(request, cancelled)
         else:
             self._fail_tokenizing((peer, header.target), cancelled)
         self._send(peer, encode_reply(ReplyHeader(v=VERSION, id=header.id)))
@@ -339,41 +317,9 @@ class Service:
             peer, encode_reply(ReplyHeader(v=VERSION, id=header.id), self._documents(peer, header, inputs))
         )
 
-    def _answer(self, request: Request, version: str) -> None:
-        try:
-            outputs = request.outputs()
-        except ValueError as error:
-            self._fail(request, ModelFailed(str(error)))
-            return
-        errors = request.item_errors
-        if len(errors) == request.items:
-            self._fail(request, from_wire(errors[0].code, errors[0].message, {"item": errors[0].item}))
-            return
-        now = self._clock()
-        self._metrics.models[request.model].answered(now - request.arrived, request.queue_us * 1e-6)
-        reply = ReplyHeader(
-            v=VERSION,
-            id=request.id,
-            model=request.model,
-            version=version,
-            item_errors=tuple(errors),
-            timing=request.timing(now),
-        )
-        self._close(request)
-        self._send(request.peer, encode_reply(reply, outputs))
-
-    def _fail(self, request: Request, error: RemoteError) -> None:
-        if not request.closed:
-            self._close(request)
-            self._reply_error(request.peer, request.id, error, request.model)
-
-    def _close(self, request: Request) -> None:
-        self._scheduler.close(request)
-        self._ledger.remove(request)
-
-    def _reply_error(self, peer: bytes, request_id: bytes, error: RemoteError, model: str = "") -> None:
-        self._metrics.failures[model, error.code] += 1
-        self._send(peer, error_reply(request_id, error.code, error.message, error.retryable, error.details))
+    def _version_of(self, model: str) -> str:
+        info = self.models.get(model)
+        return info.version if info is not None else ""
 
     def _model_of(self, header: RequestHeader) -> str:
         """The name that a refused request counts under."""
@@ -390,13 +336,4 @@ class Service:
         if len(frames) < 2 or len(frames[0]):
             self._metrics.dropped["unreadable"] += 1
             return
-        self._reply_error(peer, error.request_id, from_wire(error.code, str(error), error.details))
-
-
-def _error_of(batch: Batch, header: ReplyHeader, outputs: Tensors) -> RemoteError | None:
-    """What a whole batch failed of."""
-    if header.error is not msgspec.UNSET:
-        return from_wire(header.error.code, header.error.message, header.error.details)
-    if any([tensor.items != batch.items for tensor in outputs.values()]):
-        return ModelFailed("the model answered another number of items than it was given")
-    return None
+        self._answers.refuse(peer, error.request_id, from_wire(error.code, str(error), error.details))

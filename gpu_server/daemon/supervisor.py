@@ -64,6 +64,7 @@ class Supervisor:
         self._device_lost = False
         self._status: EngineStatus | None = None
         self._change: Change | None = None
+        self._killed: set[EngineLink] = set()
         self.models = models
         self.state: SupervisorState = "loading"
         self.link: EngineLink | None = None
@@ -148,6 +149,9 @@ class Supervisor:
         if self.state == "backoff":
             due.append(self._retry_at)
         for link in self.links:
+            if link in self._killed:
+                # Its end is told by its descriptor; a driver may take seconds over it.
+                continue
             if link.state == "loading":
                 due.append(link.heard + self._load_timeout_s)
             elif link.batches:
@@ -201,6 +205,7 @@ class Supervisor:
 
     def _note_links(self) -> None:
         self.links = tuple(x for x in (self.link, self.successor, self.retired) if x is not None)
+        self._killed &= set(self.links)
 
     def _poll_current(self, link: EngineLink) -> None:
         link.poll_pipe()
@@ -227,13 +232,17 @@ class Supervisor:
 
     def _kill_if_stuck(self, link: EngineLink) -> None:
         now = self._clock()
+        if link in self._killed:
+            return
         if link.state == "loading" and now - link.heard > self._load_timeout_s:
             limit_s = self._load_timeout_s
             log.error("engine load stalled", extra={"phase": link.event.phase, "limit_s": limit_s})
-            link.kill()
         elif link.state != "loading" and now - link.busy_since() > self._batch_timeout_s:
             log.error("a forward hangs", extra={"limit_s": self._batch_timeout_s, "pid": link.pid})
-            link.kill()
+        else:
+            return
+        link.kill()
+        self._killed.add(link)
 
     def _became_ready(self, link: EngineLink) -> None:
         self.state = "ready"

@@ -6,7 +6,7 @@ import os
 
 import torch
 
-from gpu_server.engine import cores
+from gpu_server.engine import cores, kernel_cache
 from gpu_server.errors import ConfigError
 
 # What torch says of these is a plain RuntimeError, and the context stays good.
@@ -35,7 +35,7 @@ def choose(wanted: str) -> torch.device:
 
 
 def prepare(device: torch.device, threads: int) -> None:
-    """Settle torch for serving: thread count, no gradients, and no cuDNN attention.
+    """Settle torch for serving: thread count, no gradients, kept kernels, and no cuDNN attention.
 
     cuDNN attention plans anew for each shape (about 62 ms and host memory that stays), which padded and user models
     meet with every new batch; set GPU_SERVER_CUDNN_ATTENTION=1 to keep it.
@@ -44,6 +44,7 @@ def prepare(device: torch.device, threads: int) -> None:
     torch.set_grad_enabled(False)
     if device.type == "cuda":
         torch.cuda.set_device(device)
+        kernel_cache.keep()
         torch.backends.cuda.enable_cudnn_sdp(os.environ.get("GPU_SERVER_CUDNN_ATTENTION") == "1")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from gpu_server.errors import ModelFailed, OutOfMemory, RemoteError
+from gpu_server.errors import Cancelled, ModelFailed, OutOfMemory, RemoteError
 from gpu_server.wire import ItemError, Tensor, Tensors
 
 Answer = tuple[Tensors, list[ItemError]]
@@ -18,7 +18,8 @@ class Isolation:
     run: runs a part of it. cost: what a part costs. fitting: after a batch that was too large for the device's memory, the
     cost that parts may have; 0 if memory was not what failed.
     One culprit among n items takes about 2·log2(n) more runs. The failing runs are bounded, so that a model that fails on
-    everything does not hold the engine: items not told apart by then share the error.
+    everything does not hold the engine: items not told apart by then are
+    `Cancelled`, with its message.
     """
 
     def __init__(self, run: Run, cost: Callable[[Tensors], int], release_memory: Callable[[], None]) -> None:
@@ -33,7 +34,7 @@ class Isolation:
         self._failures_left = 2 * (_items(inputs).bit_length() + 1)
         outcome = self._halve(inputs, error)
         if isinstance(outcome, RemoteError):
-            raise outcome
+            raise error if isinstance(outcome, Cancelled) else outcome
         return outcome
 
     def _halve(self, inputs: Tensors, error: RemoteError) -> Answer | RemoteError:
@@ -54,7 +55,7 @@ class Isolation:
 
     def _try(self, inputs: Tensors, error: RemoteError) -> Answer | RemoteError:
         if self._failures_left <= 0:
-            return error
+            return Cancelled(error.message)
         if self.fitting and _items(inputs) > 1 and self._cost(inputs) > self.fitting:
             return self._split(inputs, error)
         outcome = self._run(inputs)

@@ -20,12 +20,17 @@ from gpu_server.engine.runner import Runner
 from gpu_server.errors import ConfigError, ModelClassError
 from gpu_server.models.base import Model
 from gpu_server.tokenizing import TextTokenizer
+from gpu_server.wire import Tensors
 from gpu_server.wire.documents import InputInfo, ModelInfo
 from gpu_server.wire.events import EngineSpec, ModelSpec
 from gpu_server.wire.monitoring import ModelMemory
-from gpu_server.wire.tensor import ITEMSIZE, Tensor
+from gpu_server.wire.tensor import ITEMSIZE
 
 Progress = Callable[[str, float], None]
+
+# A CPU runs no faster in larger batches, which only keep others waiting for seconds.
+CPU_BATCH_TOKENS = 2048
+GPU_BATCH_TOKENS = 16_384
 
 _OPTIONAL = ("collate", "split", "example", "warm_up", "describe", "tokenizer_json")
 _ATTRIBUTES = (
@@ -58,12 +63,17 @@ def load(spec: ModelSpec, engine: EngineSpec, device: torch.device, progress: Pr
     warming = f"warming up {spec.name}"
     progress(warming, 0.6)
 
-    def run(inputs: dict[str, Tensor]) -> None:
-        verify.check(spec.name, runner.run(inputs))
+    seen: Tensors = {}
+
+    def run(inputs: Tensors) -> None:
+        answer = runner.run(inputs)
+        verify.check(spec.name, answer)
+        seen.update(answer[0])
 
     model.progress = lambda done: progress(warming, 0.6 + 0.4 * done)  # type: ignore[method-assign]
     model.warm_up(run)
     model.describe(info)
+    info.output_tensors = tuple(InputInfo(name, t.dtype, t.shape[1:]) for name, t in seen.items())
     return LoadedModel(model, runner, info, stages.warmed_up(spec.name))
 
 
@@ -116,7 +126,10 @@ def _describe(model: Model, spec: ModelSpec, engine: EngineSpec, device: torch.d
         params=dict(model.params),
         cost=model.cost,
         padded=model.padded,
-        max_batch_tokens=spec.max_batch_tokens or model.max_batch_tokens or engine.max_batch_tokens,
+        max_batch_tokens=spec.max_batch_tokens
+        or model.max_batch_tokens
+        or engine.max_batch_tokens
+        or (CPU_BATCH_TOKENS if device.type == "cpu" else GPU_BATCH_TOKENS),
         max_batch_items=spec.max_batch_items or model.max_batch_items or engine.max_batch_items,
     )
     model.describe(info)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import accumulate
-from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -24,17 +23,18 @@ MAX_NAME_LENGTH = 64
 def stage(outputs: Mapping[str, Any]) -> Staged:
     """Copy what a later forward could overwrite: device tensors into pinned memory, those on the host at once.
 
-    Wait for the device before `finish`. Raises ModelFailed, naming the output, if a tensor has no wire form.
+    Wait for the device before `finish`. Raises ModelFailed, naming the output, if a tensor has no wire form or an output a
+    name that cannot be sent.
     """
+    _check_names(outputs)
     return {name: _stage(name, value) for name, value in outputs.items()}
 
 
 def finish(staged: Staged, items: int, check_finite: bool) -> tuple[Tensors, list[ItemError]]:
     """Wire tensors of `items` rows each, and when `check_finite` the items with NaN or infinity, their rows blanked.
 
-    Raises ModelFailed, naming the output, if one has another number of rows, no wire form or a name that has none.
+    Raises ModelFailed, naming the output, if one has another number of rows or no wire form.
     """
-    _check_names(staged)
     tensors: Tensors = {}
     errors: dict[int, ItemError] = {}
     for name, value in staged.items():
@@ -45,18 +45,18 @@ def finish(staged: Staged, items: int, check_finite: bool) -> tuple[Tensors, lis
         if check_finite and tensor.dtype in ("f16", "f32", "f64"):
             for item in not_finite(tensor):
                 errors[item] = ItemError(item, ModelFailed.code, f"output {name!r} holds NaN or infinity")
+    if not errors:
+        return tensors, []
     failed = sorted(errors)
-    if failed:
-        tensors = {name: _blanked(tensor, failed) for name, tensor in tensors.items()}
-    return tensors, [errors[item] for item in failed]
+    return {name: _blanked(tensor, failed) for name, tensor in tensors.items()}, [errors[i] for i in failed]
 
 
-def _check_names(staged: Staged) -> None:
-    if not staged:
+def _check_names(outputs: Mapping[str, Any]) -> None:
+    if not outputs:
         raise ModelFailed("the model returned no outputs")
-    if len(staged) > MAX_OUTPUTS:
-        raise ModelFailed(f"the model returned {len(staged)} outputs; at most {MAX_OUTPUTS} can be sent")
-    for name in staged:
+    if len(outputs) > MAX_OUTPUTS:
+        raise ModelFailed(f"the model returned {len(outputs)} outputs; at most {MAX_OUTPUTS} can be sent")
+    for name in outputs:
         if not isinstance(name, str) or not 1 <= len(name) <= MAX_NAME_LENGTH or not _is_unicode(name):
             raise ModelFailed(
                 f"an output is named {name!r:.80}; a name is a str of 1 to {MAX_NAME_LENGTH} characters"
@@ -65,7 +65,7 @@ def _check_names(staged: Staged) -> None:
 
 def _is_unicode(name: str) -> bool:
     """Whether a name has no lone surrogates, which UTF-8 cannot carry."""
-    return not any("\ud800" <= character <= "\udfff" for character in name)
+    return name.isascii() or not any("\ud800" <= character <= "\udfff" for character in name)
 
 
 def _stage(name: str, value: Any) -> Any:
@@ -156,9 +156,7 @@ def not_finite(tensor: Tensor) -> list[int]:
     """The items of a float tensor that hold NaN or infinity."""
     if tensor.offsets is not None:
         return [i for i, row in enumerate(tensor.rows()) if not np.isfinite(row.astype(np.float64)).all()]
-    array = tensor.to_numpy().reshape(tensor.items, -1)
-    with np.errstate(all="ignore"):
-        # One sum settles the usual case: it is finite only if every element is (or it overflows, and we look closer).
-        if isfinite(array.sum(dtype=np.float64)):
-            return []
-    return [int(i) for i in np.flatnonzero(~np.isfinite(array).all(axis=1))]
+    finite = np.isfinite(tensor.to_numpy())
+    if finite.all():
+        return []
+    return [int(i) for i in np.flatnonzero(~finite.reshape(tensor.items, -1).all(axis=1))]

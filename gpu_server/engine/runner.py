@@ -40,7 +40,11 @@ class Pending:
 
     def ready(self) -> bool:
         """Whether `wait` would not wait."""
-        return self._event is None or self._event.query()
+        try:
+            return self._event is None or self._event.query()
+        except RuntimeError:
+            # A kernel failed; `wait` meets the same error and says what it means.
+            return True
 
     def wait(self) -> Answer:
         """The outputs and the items that failed alone; raises RemoteError if all did, DeviceLost if the device is."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -35,6 +36,8 @@ from gpu_server.wire import (
 
 MAX_BATCH_ITEMS = 1 << 20
 
+log = logging.getLogger(__name__)
+
 
 class EngineServer:
     """Serves loaded models to the daemon. All device work happens in the thread that calls `serve`.
@@ -62,14 +65,16 @@ class EngineServer:
         self._last_end = 0.0
 
     def serve(self) -> None:
-        """Run until the process ends. The next batch is enqueued before the last one is waited for."""
+        """Run until the process ends.
+
+        The next batch is enqueued while the last one runs, also if it comes only then: waiting for the device would keep a
+        core as busy as looking for both does.
+        """
         while True:
             frames = self._receive(wait=not self._pending)
             if frames is not None:
                 self._accept(frames[0], frames[1:])
-            if self._pending and (
-                frames is None or len(self._pending) >= self._in_flight or self._pending[0][2].ready()
-            ):
+            if self._pending and (len(self._pending) >= self._in_flight or self._pending[0][2].ready()):
                 self._reply(*self._pending.popleft())
                 self._after_batch()
 
@@ -116,6 +121,7 @@ class EngineServer:
             outputs, item_errors = pending.wait()
         finally:
             timing = self._timing(pending)
+        _tell("batch ran", header, compute_ms=timing.compute_us / 1e3, failed_items=len(item_errors))
         reply = ReplyHeader(v=VERSION, id=header.id, item_errors=tuple(item_errors), timing=timing)
         try:
             return encode_reply(reply, outputs)
@@ -123,6 +129,7 @@ class EngineServer:
             raise ModelFailed(f"{len(item_errors)} items failed: {error}") from None
 
     def _refuse(self, peer: bytes, header: RequestHeader, error: RemoteError) -> None:
+        _tell("batch failed", header, code=error.code, reason=error.message)
         self._send(peer, error_reply(header.id, error.code, error.message, error.retryable, error.details))
 
     def _timing(self, pending: Pending) -> Timing:
@@ -134,3 +141,14 @@ class EngineServer:
 
     def _send(self, peer: bytes, frames: list[Buffer]) -> None:
         self._socket.send_multipart([peer, *frames], copy=False)
+
+
+def _tell(event: str, header: RequestHeader, **facts: object) -> None:
+    """A line under the daemon's number of the batch, and the trace of its first request."""
+    if header.op == "infer" and log.isEnabledFor(logging.DEBUG):
+        batch = {
+            "batch": int.from_bytes(header.id, "little"),
+            "model": header.model,
+            "trace": header.traceparent[3:35],
+        }
+        log.debug(event, extra=batch | facts)

@@ -113,7 +113,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--in-flight", type=int, default=2, help="batches started before the first is waited for"
     )
-    parser.add_argument("--compile", action="store_true", help="compiled layers, on a GPU")
+    parser.add_argument("--no-compile", action="store_true", help="on a GPU, layers as they are")
     return parser.parse_args()
 
 
@@ -149,7 +149,7 @@ def load_ours(folder: str, device: torch.device, options: argparse.Namespace) ->
         max_batch_bytes=0,
         graphs=True,
         fused=True,
-        compiled=options.compile,
+        compiled=not options.no_compile,
         log_level="warning",
         log_format="text",
         models=(model,),

@@ -113,6 +113,11 @@ def start_daemon(
         cwd=folder,
         stderr=subprocess.DEVNULL,
     )
+    return wait_ready(daemon, endpoint)
+
+
+def wait_ready(daemon: subprocess.Popen[bytes], endpoint: str) -> subprocess.Popen[bytes]:
+    """Return a daemon once it is ready."""
     with Client(endpoint, timeout_s=5) as client:
         while daemon.poll() is None:
             try:

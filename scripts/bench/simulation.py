@@ -179,10 +179,10 @@ class Workload:
 
 @dataclass
 class Seen:
-    """What one run gave: seconds each request took (all, and those of one text), and texts answered a second."""
+    """What one run gave: seconds that each request took, of one text and of many, and texts answered a second."""
 
-    latencies: list[float]
     single: list[float]
+    bulk: list[float]
     rate: float
 
 
@@ -198,8 +198,8 @@ class Simulation:
         self._given: deque[tuple[Batch, float]] = deque()
         self._answered = 0
         self._dice = random.Random(0)
-        self._latencies: list[float] = []
         self._single: list[float] = []
+        self._bulk: list[float] = []
         self._on_done: Callable[[Job], None] = lambda job: None
 
     def closed(self, clients: int, workload: Workload, requests: int, seed: int) -> Seen:
@@ -230,15 +230,18 @@ class Simulation:
         return self._run(requests)
 
     def _run(self, requests: int) -> Seen:
-        skipped, start, texts = requests // 10, 0.0, 0
-        while len(self._latencies) < requests + skipped:
+        """Go on until so many requests have been answered, after a tenth more that do not count."""
+        self._until(requests // 10)
+        start, texts = self._now, self._answered
+        self._single, self._bulk = [], []
+        self._until(requests)
+        return Seen(self._single, self._bulk, (self._answered - texts) / (self._now - start))
+
+    def _until(self, requests: int) -> None:
+        while len(self._single) + len(self._bulk) < requests:
             self._now, _, event = heapq.heappop(self._events)
             event()
             self._dispatch()
-            if not start and len(self._latencies) >= skipped:
-                start, texts = self._now, self._answered
-        rate = (self._answered - texts) / (self._now - start)
-        return Seen(self._latencies[skipped:], self._single[skipped:], rate)
 
     def _at(self, when: float, event: Callable[[], None]) -> None:
         heapq.heappush(self._events, (when, next(self._order), event))
@@ -268,10 +271,7 @@ class Simulation:
                 self._finish(job)
 
     def _finish(self, job: Job) -> None:
-        took = self._now - job.arrived
-        self._latencies.append(took)
-        if len(job.costs) == 1:
-            self._single.append(took)
+        (self._single if len(job.costs) == 1 else self._bulk).append(self._now - job.arrived)
         self._on_done(job)
 
 

@@ -8,7 +8,7 @@ import random
 import threading
 from collections.abc import Callable
 
-from chaos_requests import GRACE_S, Ask, Judge, random_ask
+from chaos_requests import ACCEPT_S, Ask, Judge, random_ask
 from running_gunicorn import UnixConnection
 
 from gpu_server.client import Client
@@ -79,9 +79,9 @@ class Callers:
             "timeout_ms": int(ask.timeout_s * 1000),
             "priority": ask.priority,
         }
+        ask.grace_s = ACCEPT_S
         begun = self._judge.begin()
         connection = UnixConnection(self._http_path)
-        connection.timeout = ask.timeout_s + GRACE_S
         try:
             connection.request(
                 "POST", f"/v1/models/{MODEL}/infer", json.dumps(body), {"content-type": "application/json"}

@@ -118,7 +118,8 @@ class Keeper:
 
 def gunicorn(endpoint: str) -> RunningGunicorn:
     """Gunicorn as shipped, with several workers of several threads."""
-    options = (*CLASSES["gthread"], "--graceful-timeout", "10", "--timeout", "30")
+    # Gunicorn waits that long for a worker that is told to end before it listens to signals.
+    options = (*CLASSES["gthread"], "--graceful-timeout", "3", "--timeout", "30")
     return RunningGunicorn(endpoint, *options, workers=WORKERS)
 
 

@@ -72,6 +72,7 @@ class FakeLink:
         self.code: int | None = None
         self.calls: list[str] = []
         self.dies_at_once = True
+        self.ends_when_killed = True
         self.inputs: dict[int, Tensors] = {}
 
     def send(self, batch: Batch) -> None:
@@ -88,7 +89,8 @@ class FakeLink:
 
     def kill(self) -> None:
         self.calls.append("kill")
-        self.state, self.code = "dead", -9
+        if self.ends_when_killed:
+            self.state, self.code = "dead", -9
 
     def busy_since(self) -> float:
         return next(iter(self.batches.values())).sent if self.batches else float("inf")

@@ -7,6 +7,7 @@ import pytest
 from daemon_fakes import make_request
 
 from gpu_server.daemon.request import Batch, Request
+from gpu_server.errors import OutOfMemory
 from gpu_server.wire import Tensor, Timing
 
 
@@ -45,7 +46,7 @@ def test_ragged_outputs_come_together() -> None:
 
 @pytest.mark.parametrize(
     "second",
-    [{}, {"z": Tensor("f32", (1,), bytes(4))}, {"y": Tensor("f64", (1,), bytes(8))}, {"y": Tensor("f32", (1, 1), bytes(4))}],
+    [{"z": Tensor("f32", (1,), bytes(4))}, {"y": Tensor("f64", (1,), bytes(8))}, {"y": Tensor("f32", (1, 1), bytes(4))}],
 )  # fmt: skip
 def test_outputs_that_do_not_fit_together_are_named(second: dict[str, Tensor]) -> None:
     request = make_request(1, 1)
@@ -71,3 +72,12 @@ def test_a_batch_gives_the_engine_its_slices_in_order() -> None:
     batch = batch_of((first, 1, 3), (second, 0, 2))
     assert batch.sizes() == [2, 2]
     assert [row.tolist() for row in batch.inputs()["x"].rows()] == [[2, 2], [3], [4], [5, 5, 5]]
+
+
+def test_items_that_failed_in_a_batch_of_their_own_leave_blank_rows() -> None:
+    request = make_request(1, 1, 1)
+    assert not request.fail(1, 1, OutOfMemory("too large"))
+    assert not request.take(2, column(3), 1)
+    assert request.take(0, column(1), 1)
+    assert request.outputs()["y"].to_numpy().ravel().tolist() == [1, 0, 3]
+    assert [(e.item, e.code) for e in request.item_errors] == [(1, "out_of_memory")]

@@ -8,7 +8,7 @@ import pytest
 from daemon_fakes import Clock, make_request, slices
 
 from gpu_server.daemon.request import Batch, Request
-from gpu_server.daemon.scheduler import MAX_GROUPS, Policy, Scheduler
+from gpu_server.daemon.scheduler import MAX_GROUPS, RAISE_AFTER_S, Policy, Scheduler
 from gpu_server.errors import Overloaded
 
 
@@ -184,6 +184,23 @@ def test_a_closed_request_of_a_lost_batch_stays_out(scheduler: Scheduler) -> Non
     assert slices(scheduler.next_batch(idle=True)) == [(kept, 0, 1)]
 
 
+def test_a_suspect_runs_with_no_other_batch_beside_it(scheduler: Scheduler) -> None:
+    suspect = submit(scheduler, 1)
+    lost = scheduler.next_batch(idle=True)
+    assert lost is not None
+    scheduler.requeue(lost)
+    submit(scheduler, 1)
+    running = Batch(99, "m", {}, 0.0)
+    running.slices = [(submit(scheduler, 1), 0, 1)]
+    assert scheduler.next_batch(idle=True, alone=False) is None
+    alone = scheduler.due_batch([])
+    assert slices(alone) == [(suspect, 0, 1)]
+    assert alone is not None
+    assert scheduler.due_batch([alone]) is None
+    assert scheduler.due_at is None
+    assert scheduler.due_batch([]) is not None
+
+
 def test_a_full_queue_refuses_by_items() -> None:
     scheduler = Scheduler(Clock(), max_items=3, max_bytes=100)
     scheduler.set_policy("m", Policy(10, 10))
@@ -222,14 +239,55 @@ def test_a_request_that_would_miss_its_deadline_is_refused_at_once(scheduler: Sc
         submit(scheduler, 10)
     with pytest.raises(Overloaded, match=r"5\.0 s of work") as refused:
         submit(scheduler, 10, deadline=1002.0)
-    assert refused.value.retry_after_s == pytest.approx(3.0)
-    submit(scheduler, 10, deadline=1005.5)
+    assert refused.value.retry_after_s == pytest.approx(3.5)
+    submit(scheduler, 10, deadline=1006.7)
 
 
 def test_a_short_request_is_not_refused_for_the_bulk_it_overtakes(scheduler: Scheduler) -> None:
     learn(scheduler, 1.0)
     submit(scheduler, *[5] * 100)
     submit(scheduler, 1, deadline=1001.0)
+
+
+def test_a_queue_that_just_fits_is_too_long(scheduler: Scheduler) -> None:
+    learn(scheduler, 1.0)
+    for _ in range(4):
+        submit(scheduler, 10)
+    with pytest.raises(Overloaded):
+        submit(scheduler, 10, deadline=1005.5)
+
+
+def test_want_of_memory_lowers_the_budget_and_time_raises_it_again() -> None:
+    clock = Clock()
+    scheduler = Scheduler(clock, max_items=2000, max_bytes=10_000)
+    scheduler.set_policy("m", Policy(10, 10))
+
+    def largest() -> int:
+        request = submit(scheduler, *[1] * 10)
+        batch = scheduler.next_batch(idle=True)
+        assert batch is not None
+        scheduler.learn(batch, 0.0)
+        scheduler.close(request)
+        return batch.cost
+
+    assert largest() == 10
+    scheduler.lower_budget("m", 4)
+    assert [largest(), largest()] == [4, 4]
+    seen = []
+    for _ in range(8):
+        clock.advance(RAISE_AFTER_S)
+        seen.append((largest(), largest())[1])
+    assert seen[0] == 5
+    assert seen == sorted(seen)
+    assert seen[-1] == 10
+
+
+def test_an_item_above_a_lowered_budget_still_runs_alone(scheduler: Scheduler) -> None:
+    scheduler.lower_budget("m", 4)
+    submit(scheduler, 8, 1)
+    batch = scheduler.next_batch(idle=True)
+    assert batch is not None
+    assert (batch.items, batch.cost) == (1, 8)
 
 
 def test_while_the_rate_is_unknown_only_room_counts(scheduler: Scheduler) -> None:

@@ -45,6 +45,20 @@ def test_options_reach_the_tokenizer_and_not_the_model(world: World) -> None:
     assert world.link.sent[-1].params == {}
 
 
+@pytest.mark.parametrize(("params", "wanted"), [({}, {"prompt_length": 3}), ({"prompt_name": "d"}, {})])
+def test_the_length_of_a_prompt_that_is_not_pooled_goes_to_the_model(
+    world: World, params: dict[str, str], wanted: dict[str, int]
+) -> None:
+    assert TEXT.text is not None
+    text = replace(TEXT.text, prompts={"q": "Q:", "d": "D"}, default_prompt="q", prompt_lengths={"q": 3})
+    world.link.models["text"] = replace(TEXT, text=text, params={"prompt_length": 0})
+    world.service.engine_ready(cast(EngineLink, world.link))
+    world.text("a", params=params)
+    world.pool.turn()
+    world.service.dispatch()
+    assert world.link.sent[-1].params == wanted
+
+
 def test_bad_options_and_over_long_texts_are_refused_at_once(world: World) -> None:
     world.text("a", id=b"1", params={"truncate": "yes"})
     world.text("a", "b" * 101, id=b"2")

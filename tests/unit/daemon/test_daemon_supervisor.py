@@ -205,3 +205,18 @@ def test_stopping_ends_and_reaps_the_engine(world: World) -> None:
     assert (world.supervisor.link, world.supervisor.state) == (None, "stopping")
     world.supervisor.poll()
     assert len(world.links) == 1
+
+
+def test_an_engine_whose_forward_hangs_is_killed_once(world: World) -> None:
+    world.become_ready()
+    world.give_batch(world.link)
+    assert world.supervisor.next_timer() == world.clock.now + 30
+    world.clock.now += 31
+    world.link.ends_when_killed = False
+    world.poll(3)
+    assert world.link.calls.count("kill") == 1
+    assert world.supervisor.next_timer() is None
+    world.die()
+    assert world.lost == [world.links[0]]
+    world.poll()
+    assert len(world.links) == 2

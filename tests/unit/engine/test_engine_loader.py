@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 
@@ -14,10 +15,15 @@ from gpu_server.engine import loader
 from gpu_server.engine.loader import LoadedModel
 from gpu_server.errors import ConfigError, ModelClassError, ModelFailed
 from gpu_server.wire import Tensor
+from gpu_server.wire.documents import InputInfo
 from gpu_server.wire.events import EngineSpec, ModelSpec
 
 CPU = torch.device("cpu")
 MODULE = "user_models"
+ENGINE = EngineSpec(
+    endpoint="", device="cpu", threads=1, max_memory_mb=0, max_batch_tokens=100, max_batch_items=10, batches_in_flight=2,
+    max_batch_bytes=1, graphs=False, compiled=False, fused=False, log_level="info", log_format="text", models=(),
+)  # fmt: skip
 DUCK = """
 import torch
 
@@ -52,11 +58,7 @@ def load(
     importlib.invalidate_caches()
     sys.modules.pop(MODULE, None)
     model = ModelSpec(name="served", source=f"{MODULE}:{name}", **spec)
-    engine = EngineSpec(
-        endpoint="", device="cpu", threads=1, max_memory_mb=0, max_batch_tokens=100, max_batch_items=10, batches_in_flight=2,
-        max_batch_bytes=1, graphs=False, compiled=False, fused=False, log_level="info", log_format="text", models=(model,),
-    )  # fmt: skip
-    return loader.load(model, engine, CPU, progress)
+    return loader.load(model, msgspec.structs.replace(ENGINE, models=(model,)), CPU, progress)
 
 
 def test_any_class_with_load_and_forward_will_do(folder: Path) -> None:
@@ -79,10 +81,23 @@ def test_budgets_come_from_the_spec_then_the_class_then_the_engine(folder: Path)
     assert load(folder, text).info.max_batch_items == 10
 
 
+def test_a_budget_of_nobody_is_the_devices(folder: Path) -> None:
+    spec = ModelSpec(name="m", source=f"{MODULE}:Model")
+    model = load(folder, BASE).model
+    engine = msgspec.structs.replace(ENGINE, max_batch_tokens=0, models=(spec,))
+    for device, tokens in (("cpu", 2048), ("cuda", 16_384)):
+        model.max_batch_tokens = None
+        info = loader._describe(model, spec, engine, torch.device(device))
+        assert info.max_batch_tokens == tokens
+
+
 def test_it_is_warmed_up_with_its_example_once(folder: Path) -> None:
     text = BASE + "    runs = []\n    def example(self): return {'x': [1.0, 2.0]}\n"
     text = text.replace("return batch", "self.runs.append(batch['x'].shape); return batch")
-    assert load(folder, text).model.runs == [torch.Size([1, 2])]  # type: ignore[attr-defined]
+    loaded = load(folder, text)
+    assert loaded.model.runs == [torch.Size([1, 2])]  # type: ignore[attr-defined]
+    assert loaded.info.output_tensors == (InputInfo("output", "f32", (2,)),)
+    assert load(folder, BASE).info.output_tensors == ()
 
 
 def test_its_own_example_must_have_a_finite_answer(folder: Path) -> None:

@@ -85,7 +85,7 @@ def test_what_has_no_wire_form_is_named(value: object, reason: str) -> None:
 
 def test_no_outputs_at_all() -> None:
     with pytest.raises(ModelFailed, match="returned no outputs"):
-        outputs.finish({}, 2, False)
+        outputs.stage({})
 
 
 def test_rows_that_are_not_finite() -> None:

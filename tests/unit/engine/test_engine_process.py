@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from gpu_server import logs
-from gpu_server.engine import parent, process
+from gpu_server.engine import device, parent, process
 from gpu_server.errors import ConfigError, DeviceLost, OutOfMemory
 from gpu_server.wire.events import EngineSpec, Event, pack, unpack_event
 
@@ -86,6 +86,8 @@ def test_an_unforeseen_error_while_serving_is_not_permanent(end: End) -> None:
     "error", [DeviceLost("gone"), torch.OutOfMemoryError("full"), OutOfMemory("not enough for the warm-up")]
 )
 def test_a_device_that_fails_is_not_permanent(end: End, error: Exception, serving: bool) -> None:
+    # The engine knows what torch says of a device once it has taken one.
+    assert device.is_out_of_memory(torch.OutOfMemoryError("full"))
     event, exit_code = end(error, serving)
     assert (event.permanent, exit_code) == (False, DeviceLost.exit_code)
     assert event.fault == ("device" if isinstance(error, DeviceLost) else "memory")

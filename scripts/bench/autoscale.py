@@ -1,0 +1,214 @@
+"""Workers on a ramp of load: every fixed number of them at the peak, then the autoscaler up the ramp and down again.
+
+    .venv/bin/python scripts/bench/autoscale.py [--most 2] [--cpu-ms 10] [--step-s 12] [--json FILE]
+
+Starts a daemon with a model that costs nothing, and Gunicorn with an app that burns CPU for every request. The load comes
+from the modules of `gpu-server bench http`: an open loop at shares of what one worker does, and closed loops at the peak.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from gpu_server import Client
+from gpu_server.autoscale.processes import Master
+from gpu_server.bench.plan import Plan
+from gpu_server.bench.report import Report
+from gpu_server.bench.run import bench
+from gpu_server.errors import RemoteError
+
+HERE = Path(__file__).parent
+CONNECTIONS = 16
+WAIT_S = 60.0
+REMOVE_AFTER_S = 12.0
+SHARES = (0.2, 0.6, 1.2, 0.0, 0.6, 0.1, 0.1)
+"""Of one worker's rate, one step each; 0 is a closed loop, which is the peak."""
+
+
+class Site:
+    """A daemon and a Gunicorn, each in a process of its own, that end with this one."""
+
+    def __init__(self, folder: Path, cpu_ms: float, most: int) -> None:
+        self.folder = folder
+        self.body = folder / "body.json"
+        self.body.write_text('{"inputs":"x"}')
+        self.log = folder / "log"
+        self._most = most
+        self._env = os.environ | {
+            "GPU_SERVER_ENDPOINT": f"ipc://{folder}/s",
+            "GPU_SERVER_THREADS": "1",
+            "BENCH_CPU_MS": str(cpu_ms),
+            "PYTHONPATH": os.pathsep.join([str(HERE.parents[1]), str(HERE)]),
+        }
+
+    @contextmanager
+    def running(self, *command: str) -> Iterator[subprocess.Popen[bytes]]:
+        """A process, its output in the log."""
+        with self.log.open("ab") as log:
+            process = subprocess.Popen([sys.executable, "-m", *command], cwd=HERE, env=self._env, stderr=log)
+        try:
+            yield process
+        finally:
+            process.terminate()
+            process.wait(WAIT_S)
+
+    @contextmanager
+    def daemon(self) -> Iterator[None]:
+        """The daemon, once it serves."""
+        with self.running("gpu_server", "start", "autoscale_app:Double"):
+            with Client(self._env["GPU_SERVER_ENDPOINT"]) as client:
+                give_up = time.monotonic() + WAIT_S
+                while not _ready(client) and time.monotonic() < give_up:
+                    time.sleep(0.1)
+            yield
+
+    @contextmanager
+    def gunicorn(self, workers: int) -> Iterator[tuple[str, Master]]:
+        """Gunicorn with that many workers: its URL and its master."""
+        port = self.folder / "port"
+        options = ("-k", "gthread", "--threads", "16", "-b", "127.0.0.1:0", "-w", str(workers))
+        seen = self.log.stat().st_size
+        with self.running("gunicorn", *options, "autoscale_app:app") as process:
+            give_up = time.monotonic() + WAIT_S
+            while not (found := re.findall(rb"Listening at: (http://[\d.:]+)", self.log.read_bytes()[seen:])):
+                assert time.monotonic() < give_up, f"Gunicorn did not start: {self.log.read_text()}"
+                time.sleep(0.05)
+            port.write_bytes(found[0])
+            yield found[0].decode() + "/", Master(process.pid)
+
+    @contextmanager
+    def autoscaler(self, master: Master) -> Iterator[None]:
+        """The autoscaler on a master, as one starts it by hand."""
+        bounds = ("--min", "1", "--max", str(self._most), "--remove-after-s", str(REMOVE_AFTER_S))
+        with self.running("gpu_server", "autoscale", "--pid", str(master.pid), *bounds):
+            yield
+
+    def plan(self, url: str, rate: float, seconds: float) -> Plan:
+        """One step of load."""
+        return Plan(
+            url=url,
+            connections=CONNECTIONS,
+            rate=rate,
+            duration_s=seconds,
+            warm_up_s=1.0,
+            body_file=str(self.body),
+        )
+
+
+def _ready(client: Client) -> bool:
+    try:
+        return client.status().state == "ready"
+    except RemoteError:
+        return False
+
+
+async def step(plan: Plan, master: Master) -> tuple[Report, list[int]]:
+    """A step's report, and the workers there were each second."""
+    workers: list[int] = []
+
+    async def count() -> None:
+        while True:
+            workers.append(len(master.active_s()))
+            await asyncio.sleep(1.0)
+
+    counting = asyncio.ensure_future(count())
+    try:
+        return await bench(plan, lambda text, share: None), workers
+    finally:
+        counting.cancel()
+
+
+def row(at: float, made: Report, workers: list[int], offered: float) -> dict[str, Any]:
+    errors = sum(outcome.requests for name, outcome in made.outcomes.items() if not name.startswith("2"))
+    return {
+        "at_s": round(at),
+        "offered": round(offered),
+        "answered": round(made.requests_per_s, 1),
+        "p50_ms": round(made.latency.p50_s * 1e3, 1),
+        "p99_ms": round(made.latency.p99_s * 1e3, 1),
+        "workers": workers,
+        "errors": errors,
+    }
+
+
+def fixed(site: Site, most: int, seconds: float) -> dict[int, float]:
+    """Requests a second at the peak, for each number of workers."""
+    rates = {}
+    for workers in range(1, most + 1):
+        with site.gunicorn(workers) as (url, master):
+            made, _ = asyncio.run(step(site.plan(url, 0.0, seconds), master))
+        rates[workers] = made.requests_per_s
+        click.echo(
+            f"fixed {workers}: {made.requests_per_s:6.1f} requests/s, p99 {made.latency.p99_s * 1e3:.0f} ms"
+        )
+    return rates
+
+
+def ramp(site: Site, one: float, seconds: float) -> list[dict[str, Any]]:
+    """The steps under the autoscaler; the peak lasts two of them, of which the second is measured."""
+    rows = []
+    with site.gunicorn(1) as (url, master), site.autoscaler(master):
+        begun = time.monotonic()
+        for share in SHARES:
+            if not share:
+                asyncio.run(step(site.plan(url, 0.0, seconds), master))
+            at = time.monotonic() - begun
+            made, workers = asyncio.run(step(site.plan(url, one * share, seconds), master))
+            rows.append(row(at, made, workers, one * share))
+            click.echo(" ".join(f"{name}={value}" for name, value in rows[-1].items()))
+    return rows
+
+
+def plot(rows: list[dict[str, Any]], best: float) -> str:
+    """A line a step: load as a bar, workers as digits, the latency beside them."""
+    lines = [f"{'at':>5}  {'answered':<32}  {'p99':>7}  workers, each second"]
+    for one in rows:
+        bar = "█" * max(1, round(30 * one["answered"] / best))
+        digits = "".join(map(str, one["workers"]))
+        lines.append(
+            f"{one['at_s']:>4}s  {bar:<30} {one['answered']:>6.0f}  {one['p99_ms']:>5.0f} ms  {digits}"
+        )
+    return "\n".join(lines)
+
+
+@click.command()
+@click.option("--most", default=len(os.sched_getaffinity(0)), show_default=True, help="Most workers.")
+@click.option("--cpu-ms", default=10.0, show_default=True, help="CPU time of one request in the frontend.")
+@click.option("--step-s", "seconds", default=12.0, show_default=True, help="Seconds of each step.")
+@click.option("--json", "path", type=click.Path(path_type=Path), help="Write the figures there.")
+def main(most: int, cpu_ms: float, seconds: float, path: Path | None) -> None:
+    """Compare the autoscaler with every fixed number of workers."""
+    with tempfile.TemporaryDirectory(prefix="gs-scale-") as folder:
+        site = Site(Path(folder), cpu_ms, most)
+        site.log.touch()
+        with site.daemon():
+            before = fixed(site, most, seconds)
+            rows = ramp(site, before[1], seconds)
+            # A busy machine's speed drifts, so the fixed numbers are measured on both sides of the ramp.
+            after = fixed(site, most, seconds)
+        rates = {workers: (before[workers] + after[workers]) / 2 for workers in before}
+        moves = [line for line in site.log.read_text().splitlines() if " autoscale " in line]
+    best, peak = max(rates.values()), max(one["answered"] for one in rows if not one["offered"])
+    click.echo(f"\n{plot(rows, best)}\n")
+    click.echo("\n".join(moves))
+    click.echo(f"\npeak {peak:.1f} requests/s, best fixed number {best:.1f}: {peak / best:.1%}")
+    click.echo(f"workers at the end: {rows[-1]['workers'][-1]}")
+    if path:
+        path.write_text(json.dumps({"fixed": rates, "ramp": rows, "moves": moves}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+"""Models for tests of faults in the engine; each notes its forwards in a file, a line of items for each."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+
+from gpu_server import Model
+
+
+def note(line: object) -> None:
+    """Add a line to the file $NOTES."""
+    with open(os.environ["NOTES"], "a") as notes:
+        notes.write(f"{line}\n")
+
+
+class Hungry(Model):
+    """Answers each row's sum; a forward on more than 400 tokens has not enough memory."""
+
+    inputs: ClassVar[dict[str, Any]] = {"ids": ("i32", (-1,))}
+    cost = "ids"
+    max_batch_tokens = 4096
+
+    def load(self, device: torch.device) -> None: ...
+
+    def forward(self, batch: Mapping[str, list[torch.Tensor]]) -> torch.Tensor:
+        fits = sum(map(len, batch["ids"])) <= 400
+        note("ran" if fits else "out of memory")
+        if not fits:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return torch.stack([row.sum() for row in batch["ids"]])
+
+
+class Slow(Model):
+    """Doubles numbers, 50 ms a batch; on −1 it never returns."""
+
+    inputs: ClassVar[dict[str, Any]] = {"x": ("i64", ())}
+    max_batch_items = 4
+
+    def load(self, device: torch.device) -> None: ...
+
+    def forward(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        note(len(batch["x"]))
+        time.sleep(3600 if -1 in batch["x"] else 0.05)
+        return batch["x"] * 2
