@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from gpu_server.client import Client
     from gpu_server.errors import GPUServerError, RemoteError
     from gpu_server.models.base import Model
+    from gpu_server.text_calls import SparseVector, TokenLabel
 
 _HOME = {
     "AsyncClient": "gpu_server.aio",
@@ -22,9 +23,20 @@ _HOME = {
     "GPUServerError": "gpu_server.errors",
     "Model": "gpu_server.models.base",
     "RemoteError": "gpu_server.errors",
+    "SparseVector": "gpu_server.text_calls",
+    "TokenLabel": "gpu_server.text_calls",
 }
 
-__all__ = ["AsyncClient", "Client", "GPUServerError", "Model", "RemoteError", "__version__"]
+__all__ = [
+    "AsyncClient",
+    "Client",
+    "GPUServerError",
+    "Model",
+    "RemoteError",
+    "SparseVector",
+    "TokenLabel",
+    "__version__",
+]
 
 
 def __getattr__(name: str) -> object:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, TypeVar
@@ -15,6 +15,7 @@ from gpu_server.text_calls import SparseVector, TextCalls, TokenLabel
 from gpu_server.tokenizing import Direction, Text, TextTokenizer
 from gpu_server.wire import Tensors
 from gpu_server.wire.documents import Hello, ModelInfo, Status
+from gpu_server.wire.monitoring import History
 
 T = TypeVar("T")
 
@@ -177,6 +178,10 @@ class AsyncClient:
         """As `Client.request`."""
         return await self._run(self._calls.request(inputs, **options))
 
+    async def requests(self, parts: Iterable[Tensors], **options: Any) -> list[Reply]:
+        """As `Client.requests`."""
+        return await self._run(self._calls.requests(parts, **options))
+
     async def hello(self, *, refresh: bool = False, timeout_s: float | None = None) -> Hello:
         """As `Client.hello`."""
         return await self._run(self._calls.hello(refresh, timeout_s))
@@ -188,6 +193,10 @@ class AsyncClient:
     async def metrics(self, *, timeout_s: float | None = None) -> str:
         """As `Client.metrics`."""
         return await self._run(self._calls.metrics(timeout_s))
+
+    async def history(self, since: int = 0, *, timeout_s: float | None = None) -> History:
+        """As `Client.history`."""
+        return await self._run(self._calls.history(since, timeout_s))
 
     async def models(self, *, timeout_s: float | None = None) -> list[ModelInfo]:
         """As `Client.models`."""

@@ -7,7 +7,7 @@ result; its return value is the call's.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from concurrent.futures import Future
 from typing import Any, Literal, TypeVar
 
@@ -26,12 +26,13 @@ from gpu_server.errors import (
     UnsupportedOperation,
     from_wire,
 )
+from gpu_server.sending import Sending
 from gpu_server.sizes import check_size
 from gpu_server.tokenizing import TextTokenizer
-from gpu_server.wire import VERSION, RequestHeader, Tensor, Tensors
+from gpu_server.wire import VERSION, Limits, RequestHeader, Tensor, Tensors
 from gpu_server.wire.convert import as_tensor
+from gpu_server.wire.documents import PAIR_KINDS, Hello, InputInfo, ModelInfo, Status, answers_to, from_json
 from gpu_server.wire.monitoring import History, history_from_json
-from gpu_server.wire.documents import Hello, InputInfo, ModelInfo, Status, answers_to, from_json
 
 Vectors = NDArray[np.float32]
 Value = NDArray[Any] | list[Any]
@@ -66,27 +67,54 @@ class Calls:
         return Deadline.after(self.timeout_s if timeout_s is None else timeout_s)
 
     def request(
+        self, inputs: Tensors | None = None, *, timeout_s: Timeout = None, **options: Any
+    ) -> Call[Reply]:
+        """One request as the protocol has it; options as `submit`."""
+        deadline = self.deadline(timeout_s)
+        if inputs:
+            check_size(inputs, (yield from self.hello(timeout_s=deadline)).limits)
+        reply: Reply = yield self.submit(inputs, deadline, **options)
+        return reply
+
+    def requests(
+        self, parts: Iterable[Tensors], *, timeout_s: Timeout = None, **options: Any
+    ) -> Call[list[Reply]]:
+        """Several requests, a few at a time, by one deadline; options as `submit`. One that fails fails all."""
+        deadline = self.deadline(timeout_s)
+        limits = (yield from self.hello(timeout_s=deadline)).limits
+        with self.sending(limits, deadline, **options) as sending:
+            for part in parts:
+                yield from sending.add(part)
+            yield from sending.finish()
+        return sending.replies
+
+    def sending(self, limits: Limits, deadline: Deadline, **options: Any) -> Sending:
+        """Sends several requests within the limits; options as `submit`."""
+
+        def submit(part: Tensors) -> Future[Reply]:
+            check_size(part, limits)
+            return self.submit(part, deadline, **options)
+
+        return Sending(submit)
+
+    def submit(
         self,
-        inputs: Tensors | None = None,
+        inputs: Tensors | None,
+        deadline: Deadline,
         *,
         op: str = "infer",
         model: str = "",
         params: Params | None = None,
         priority: Priority = 1,
-        timeout_s: Timeout = None,
         digest: str = "",
         traceparent: str = "",
-    ) -> Call[Reply]:
-        """One request as the protocol has it."""
-        deadline = self.deadline(timeout_s)
-        if inputs:
-            check_size(inputs, (yield from self.hello(timeout_s=deadline)).limits)
+    ) -> Future[Reply]:
+        """Send a request whose size has been checked."""
         header = RequestHeader(
             v=VERSION, id=b"-", op=op, model=model, params=dict(params or {}), priority=priority, digest=digest,
             traceparent=traceparent,
         )  # fmt: skip
-        reply: Reply = yield self.connections.get().submit(header, inputs, deadline.left())
-        return reply
+        return self.connections.get().submit(header, inputs, deadline.left())
 
     def hello(self, refresh: bool = False, timeout_s: Timeout = None) -> Call[Hello]:
         """Versions, limits and models; kept until the connection changes."""
@@ -183,9 +211,13 @@ class Calls:
 
 
 def to_tensors(info: ModelInfo, inputs: Mapping[str, Any]) -> Tensors:
-    """Wire tensors of a request's inputs, by what the model declares; raises InvalidRequest naming the input."""
+    """Wire tensors of a request's inputs, by what the model declares.
+
+    Raises InvalidRequest naming the input, UnsupportedOperation on pairs for a model that takes none.
+    """
     declared = {i.name: i for i in info.inputs}
     if info.text is not None and set(inputs) in ({"text"}, {"text", "text_pair"}):
+        check_pairs(info, "text_pair" in inputs)
         declared = {name: InputInfo(name, "utf8") for name in inputs}
     if declared and set(inputs) != set(declared):
         wanted = ", ".join(declared)
@@ -206,6 +238,14 @@ def to_tensors(info: ModelInfo, inputs: Mapping[str, Any]) -> Tensors:
         if tensors[name].items == 0:
             raise InvalidRequest(f"input {name!r} has no items", {"field": name})
     return tensors
+
+
+def check_pairs(info: ModelInfo, pairs: bool) -> None:
+    """Raise UnsupportedOperation on pairs of texts for a model that takes none."""
+    if pairs and info.kind not in PAIR_KINDS:
+        raise UnsupportedOperation(
+            f"model {info.name!r} takes no pairs of texts", {"model": info.name, "kind": info.kind}
+        )
 
 
 def from_tensor(tensor: Tensor) -> Value:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, TypeVar
@@ -221,6 +221,12 @@ class Client:
         wait: waits for a future and returns its result; it may give up, by cancelling the future and raising.
         """
         return self._run(self._calls.request(inputs, **options), wait)
+
+    def requests(
+        self, parts: Iterable[Tensors], *, wait: Wait = Future.result, **options: Any
+    ) -> list[Reply]:
+        """Several requests, a few at a time, by one deadline; options as `Calls.requests`, `wait` as `request` has it."""
+        return self._run(self._calls.requests(parts, **options), wait)
 
     def hello(self, *, refresh: bool = False, timeout_s: float | None = None) -> Hello:
         """Versions, limits and models of the daemon; kept until the connection changes or `refresh` asks anew."""

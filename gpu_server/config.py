@@ -95,7 +95,9 @@ class EngineConfig:
     max_memory_mb: int = setting(
         0, "MiB of the GPU's memory that the engine may take; 0 means all of it", low=0, high=1 << 24
     )
-    max_batch_tokens: int = setting(16_384, "most that one batch may cost", low=1, high=1 << 30)
+    max_batch_tokens: int = setting(
+        0, "most that one batch may cost; 0 means 16384 on a GPU and 2048 on a CPU", low=0, high=1 << 30
+    )
     max_batch_items: int = setting(2048, "most items in one batch", low=1, high=1 << 20)
     batches_in_flight: int = setting(2, "batches sent to the engine before the first answers", low=1, high=8)
     load_timeout_s: float = setting(
@@ -104,11 +106,13 @@ class EngineConfig:
     batch_timeout_s: float = setting(
         300.0, "seconds a batch may run before the engine is taken to hang and respawned", low=1, high=86_400
     )
-    threads: int = setting(0, "CPU threads of torch; 0 means one per physical core of its share", low=0, high=4096)
+    threads: int = setting(
+        0, "CPU threads of torch; 0 means one per physical core of its share", low=0, high=4096
+    )
     graphs: bool = setting(True, "on a GPU, run text models as CUDA graphs")
     fused: bool = setting(True, "in graphs, replace the layers of BERT-like models by hand-fused ones")
     compile: bool = setting(
-        False, "in graphs, compile the layers of other text models: faster, but a slow first start"
+        True, "in graphs, compile the layers of other text models: faster, but a slow first start"
     )
 
 

@@ -22,17 +22,20 @@ def setup(level: str = "info", form: str = "text", process: str = "daemon") -> N
 
 
 class Formatter(logging.Formatter):
-    """`time level process event key=value …`; the `extra` of a record gives the keys."""
+    """`time level process event key=value …`; the `extra` of a record gives the keys, `with_pid` adds the process id."""
 
-    def __init__(self, process: str, as_json: bool) -> None:
+    def __init__(self, process: str, as_json: bool, with_pid: bool = False) -> None:
         super().__init__()
         self._process = process
         self._as_json = as_json
+        self._with_pid = with_pid
 
     def format(self, record: logging.LogRecord) -> str:
         """One line; line breaks inside values are escaped."""
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z"
         values: dict[str, Any] = {k: v for k, v in vars(record).items() if k not in _PLAIN}
+        if self._with_pid:
+            values["pid"] = record.process
         if record.exc_info:
             values["trace"] = self.formatException(record.exc_info)
         level, event = record.levelname.lower(), record.getMessage()

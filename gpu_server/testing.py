@@ -47,6 +47,8 @@ from gpu_server.wire.documents import (
     TextInfo,
     to_json,
 )
+from gpu_server.wire.monitoring import History
+from gpu_server.wire.monitoring import to_json as monitoring_json
 
 Handler = Callable[[Tensors, Mapping[str, Any]], Mapping[str, Any]]
 
@@ -280,6 +282,9 @@ class FakeServer:
                 queue=QueueStatus(),
             )  # fmt: skip
             return document("document", to_json(status).decode()), None
+        if header.op == "history":
+            history = History(state=self.state, every_s=1.0, points=())
+            return document("document", monitoring_json(history).decode()), None
         if header.op == "metrics":
             return document(
                 "metrics", "# HELP gpu_server_fake 1\n# TYPE gpu_server_fake gauge\ngpu_server_fake 1\n"

@@ -4,21 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gpu_server.calls import Call, Calls, Param, Params, Priority, Timeout, Vectors, raise_item_errors
+from gpu_server.calls import (
+    Call,
+    Calls,
+    Param,
+    Params,
+    Priority,
+    Timeout,
+    Vectors,
+    check_pairs,
+    raise_item_errors,
+)
 from gpu_server.connection import Reply
 from gpu_server.errors import InvalidRequest, MissingDependency, StaleTokenizer, UnsupportedOperation
 from gpu_server.scores import Scores, activate
+from gpu_server.sending import Sending
 from gpu_server.sizes import split_to_fit
-from gpu_server.tokenizing import Direction, Text, TextTokenizer
-from gpu_server.wire import Tensor, Tensors
+from gpu_server.tokenizing import Direction, Text, TextTokenizer, prompt_params
+from gpu_server.wire import Limits, Tensor, Tensors
 from gpu_server.wire.documents import ModelInfo
 
-T = TypeVar("T")
+Encode = Callable[[Sequence[Text], int], Tensors]
+"""Texts, and the number of the first of them among all, to the inputs of a request."""
 
 
 class SparseVector(NamedTuple):
@@ -80,7 +92,7 @@ class TextCalls(Calls):
         listed = _listed(texts)
         info = yield from self._model(model, ("sparse", "embedding"), "a sparse model", deadline)
         if info.kind == "embedding" and "sparse" not in info.outputs:
-            raise _not_a(info, "a sparse model")
+            raise not_a(info, "a sparse model")
         params = {"output": "sparse"} if info.kind == "embedding" else {}
         answers = yield from self._answers(listed, info, params=params, timeout_s=deadline, **options)
         vectors: list[SparseVector] = []
@@ -170,23 +182,22 @@ class TextCalls(Calls):
         for attempt in (1, 2):
             tokenizer = yield from self.tokenizer(model, deadline)
             info = yield from self.model(model, deadline)
+            limits = (yield from self.hello(timeout_s=deadline)).limits
+            check_pairs(info, any(isinstance(text, tuple) for text in texts))
             extra: dict[str, Param] = {}
             if tokenizer is None:
-                inputs, digest = _as_text(texts), ""
+                encode: Encode = _as_text
                 extra = {"truncate": truncate, "truncation_direction": direction, "prompt_name": prompt_name}
             else:
-                inputs = yield _encoder(tokenizer, texts, info, prompt_name, truncate, direction)
-                digest = tokenizer.info.digest
-            limits = (yield from self.hello(timeout_s=deadline)).limits
-            replies = []
+                encode = _encoder(tokenizer, info, prompt_name, truncate, direction)
+                extra = {**prompt_params(tokenizer.info, prompt_name)}
+            sending = self.sending(
+                limits, deadline, model=model, params={**(params or {}), **extra}, priority=priority,
+                digest=tokenizer.info.digest if tokenizer else "", traceparent=traceparent,
+            )  # fmt: skip
             try:
-                for part in [inputs] if whole else split_to_fit(inputs, limits):
-                    reply = yield from self.request(
-                        part, model=model, params={**(params or {}), **extra}, priority=priority,
-                        timeout_s=deadline, digest=digest, traceparent=traceparent,
-                    )  # fmt: skip
-                    replies.append(reply)
-                return replies
+                yield from _send(sending, texts, encode, limits, whole)
+                return sending.replies
             except StaleTokenizer:
                 if attempt == 2:
                     raise
@@ -199,17 +210,12 @@ class TextCalls(Calls):
         """The outputs of each request that the texts need; raises the first error of an item."""
         if not texts:
             return []
-        step = (yield from self.hello(timeout_s=timeout_s)).limits.max_items
-        answers: list[Tensors] = []
+        replies = yield from self.text_requests(texts, model=info.name, timeout_s=timeout_s, **options)
         done = 0
-        for start in range(0, len(texts), step):
-            part = texts[start : start + step]
-            replies = yield from self.text_requests(part, model=info.name, timeout_s=timeout_s, **options)
-            for reply in replies:
-                raise_item_errors(reply, done)
-                answers.append(reply.outputs)
-                done += next(iter(reply.outputs.values())).items
-        return answers
+        for reply in replies:
+            raise_item_errors(reply, done)
+            done += next(iter(reply.outputs.values())).items
+        return [reply.outputs for reply in replies]
 
     def _scores(
         self, texts: Sequence[Text], info: ModelInfo, raw_scores: bool, **options: Any
@@ -228,7 +234,7 @@ class TextCalls(Calls):
     def _model(self, name: str, kinds: Collection[str], what: str, deadline: Timeout) -> Call[ModelInfo]:
         info = yield from self.model(name, deadline)
         if info.kind not in kinds:
-            raise _not_a(info, what)
+            raise not_a(info, what)
         return info
 
 
@@ -242,8 +248,11 @@ def embed_params(normalize: bool | None, dimensions: int) -> dict[str, Param]:
     return params
 
 
-def _not_a(info: ModelInfo, what: str) -> UnsupportedOperation:
-    return UnsupportedOperation(f"model {info.name!r} is not {what}", {"model": info.name, "kind": info.kind})
+def not_a(info: ModelInfo, what: str) -> UnsupportedOperation:
+    """The error of a call that a model is not made for."""
+    return UnsupportedOperation(
+        f"model {info.name!r} is not {what}; its kind is {info.kind}", {"model": info.name, "kind": info.kind}
+    )
 
 
 def _listed(texts: Any, pairs: bool = False) -> list[Any]:
@@ -264,21 +273,31 @@ def _floats(tensor: Tensor) -> list[NDArray[np.float32]]:
     return [row.astype(np.float32) for row in tensor.rows()]
 
 
+def _send(sending: Sending, texts: Sequence[Text], encode: Encode, limits: Limits, whole: bool) -> Call[None]:
+    """Encode and send texts, as one request if `whole`: some are encoded while those before them are computed."""
+    step = len(texts) if whole else limits.max_items
+    with sending:
+        for start in range(0, len(texts), step):
+            inputs = yield partial(encode, texts[start : start + step], start)
+            for part in [inputs] if whole else split_to_fit(inputs, limits):
+                yield from sending.add(part)
+        yield from sending.finish()
+
+
 def _encoder(
-    tokenizer: TextTokenizer,
-    texts: Sequence[Text],
-    info: ModelInfo,
-    prompt_name: str,
-    truncate: bool,
-    direction: Direction,
-) -> Callable[[], Tensors]:
+    tokenizer: TextTokenizer, info: ModelInfo, prompt_name: str, truncate: bool, direction: Direction
+) -> Encode:
     typed = any(declared.name == "token_type_ids" for declared in info.inputs)
-    return lambda: tokenizer.inputs(
-        texts, typed=typed, prompt_name=prompt_name, truncate=truncate, direction=direction
-    )
+
+    def encode(texts: Sequence[Text], first: int) -> Tensors:
+        return tokenizer.inputs(
+            texts, typed=typed, prompt_name=prompt_name, truncate=truncate, direction=direction, first=first
+        )
+
+    return encode
 
 
-def _as_text(texts: Sequence[Text]) -> Tensors:
+def _as_text(texts: Sequence[Text], first: int) -> Tensors:
     columns = list(zip(*texts, strict=True)) if isinstance(texts[0], tuple) else [texts]
     try:
         return {

@@ -6,9 +6,10 @@ import hashlib
 import os
 import threading
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 from gpu_server.errors import ConfigError, InvalidRequest, MissingDependency
+from gpu_server.pairs import PairJoiner, TypedRow, joiner
 from gpu_server.wire import Tensor, Tensors
 from gpu_server.wire.documents import TextInfo
 
@@ -18,16 +19,12 @@ if TYPE_CHECKING:
 # A pool of threads made before a fork hangs in the child (huggingface/tokenizers); parallelism comes from processes.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+PROMPT_LENGTH = "prompt_length"
+"""The parameter of a model that pools without its prompts: how many tokens of each item are the prompt's."""
+
 Direction = Literal["left", "right"]
 Text = str | tuple[str, str]
 """One text, or a pair of them that the model reads together."""
-
-
-class TypedRow(NamedTuple):
-    """One item's token ids, and for each of them which text of a pair it comes from."""
-
-    ids: list[int]
-    type_ids: list[int]
 
 
 def available() -> bool:
@@ -61,6 +58,7 @@ class TextTokenizer:
         self._data = data
         self._lock = threading.Lock()
         self._ready: dict[Direction, Tokenizer] = {}
+        self._joiners: dict[Direction, PairJoiner | None] = {}
         try:
             self._plain = Tokenizer.from_str(data.decode())
         except Exception as error:  # noqa: BLE001 - the library raises nothing narrower
@@ -75,24 +73,33 @@ class TextTokenizer:
         prompt_name: str = "",
         truncate: bool = True,
         direction: Direction = "right",
+        first: int = 0,
     ) -> list[list[int]]:
         """Token ids of each text, special tokens included, at most `info.max_length`.
 
         `prompt_name` picks a prompt of the model ("" means its default). Raises InvalidRequest on an unknown prompt, and
-        on a text over the limit when `truncate` is off (naming the text and the limit).
+        on a text over the limit when `truncate` is off (naming the text, counted from `first`, and the limit).
         """
         prompt = self.prompt(prompt_name)
         rows = [prompt + t for t in texts] if prompt else list(texts)
-        return [e.ids for e in self._encode(rows, truncate, direction)]
+        return [e.ids for e in self._encode(rows, truncate, direction, first)]
 
     def encode_pairs(
-        self, texts: Sequence[Text], *, truncate: bool = True, direction: Direction = "right"
+        self, texts: Sequence[Text], *, truncate: bool = True, direction: Direction = "right", first: int = 0
     ) -> list[TypedRow]:
         """Token ids and types of each pair or single text, special tokens included, at most `info.max_length`.
 
         Of a pair the longer text is cut first. Raises InvalidRequest as `encode`.
         """
-        return [TypedRow(e.ids, e.type_ids) for e in self._encode(list(texts), truncate, direction)]
+        pairs = [text for text in texts if isinstance(text, tuple)]
+        if len(pairs) == len(texts) and len({first for first, _ in pairs}) < len(pairs):
+            self._truncating(direction)
+            joins = self._joiners[direction]
+            if joins is not None:
+                rows = joins.rows(pairs, self.info.max_length if truncate else 0)
+                self._check_lengths([len(row.ids) for row in rows], first)
+                return rows
+        return [TypedRow(e.ids, e.type_ids) for e in self._encode(list(texts), truncate, direction, first)]
 
     def inputs(
         self,
@@ -102,6 +109,7 @@ class TextTokenizer:
         prompt_name: str = "",
         truncate: bool = True,
         direction: Direction = "right",
+        first: int = 0,
     ) -> Tensors:
         """The inputs of a request: `input_ids` of texts or pairs, and `token_type_ids` if `typed`.
 
@@ -109,11 +117,13 @@ class TextTokenizer:
         """
         if not typed and all(isinstance(text, str) for text in texts):
             plain = [text for text in texts if isinstance(text, str)]
-            ids = self.encode(plain, prompt_name=prompt_name, truncate=truncate, direction=direction)
+            ids = self.encode(
+                plain, prompt_name=prompt_name, truncate=truncate, direction=direction, first=first
+            )
             return {"input_ids": Tensor.from_rows(ids, "i32")}
         if prompt_name:
             raise InvalidRequest("prompt_name is for models that embed", {"field": "prompt_name"})
-        rows = self.encode_pairs(texts, truncate=truncate, direction=direction)
+        rows = self.encode_pairs(texts, truncate=truncate, direction=direction, first=first)
         inputs = {"input_ids": Tensor.from_rows([row.ids for row in rows], "i32")}
         if typed:
             inputs["token_type_ids"] = Tensor.from_rows([row.type_ids for row in rows], "i32")
@@ -141,17 +151,20 @@ class TextTokenizer:
                 )
         return self._plain.decode_batch([list(r) for r in rows], skip_special_tokens=skip_special)
 
-    def _encode(self, texts: list[Any], truncate: bool, direction: Direction) -> list[Encoding]:
+    def _encode(self, texts: list[Any], truncate: bool, direction: Direction, first: int) -> list[Encoding]:
         if truncate:
             return self._truncating(direction).encode_batch_fast(texts)
         encodings = self._plain.encode_batch_fast(texts)
-        for i, encoding in enumerate(encodings):
-            if len(encoding) > self.info.max_length:
+        self._check_lengths([len(encoding) for encoding in encodings], first)
+        return encodings
+
+    def _check_lengths(self, lengths: list[int], first: int) -> None:
+        for i, length in enumerate(lengths, first):
+            if length > self.info.max_length:
                 raise InvalidRequest(
-                    f"input {i} has {len(encoding)} tokens, more than max_length = {self.info.max_length}",
+                    f"input {i} has {length} tokens, more than max_length = {self.info.max_length}",
                     {"item": i, "limit": "max_length"},
                 )
-        return encodings
 
     def prompt(self, name: str) -> str:
         """The text of a prompt, "" for the model's default. Raises InvalidRequest on an unknown name."""
@@ -173,6 +186,13 @@ class TextTokenizer:
             if direction not in self._ready:
                 made = Tokenizer.from_str(self._data.decode())
                 made.no_padding()
+                self._joiners[direction] = joiner(self._plain, made, direction)
                 made.enable_truncation(self.info.max_length, direction=direction)
                 self._ready[direction] = made
             return self._ready[direction]
+
+
+def prompt_params(info: TextInfo, prompt_name: str) -> dict[str, int]:
+    """What must go with ids that follow a prompt, for models that pool without it; {} for others."""
+    length = info.prompt_lengths.get(prompt_name or info.default_prompt, 0)
+    return {PROMPT_LENGTH: length} if length else {}

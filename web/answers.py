@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from gpu_server.wire import ItemError, Timing
+from gpu_server.wire import ItemError
+from gpu_server.wire.monitoring import GPUStatus, ModelMemory, Point
 from web.schemas import KServeParameters, KServeType
 
 Base64 = Annotated[str, Meta(description="little-endian float32 numbers as base64")]
@@ -227,6 +228,16 @@ class Info(msgspec.Struct):
     docker_label: str | None
 
 
+class InferTiming(msgspec.Struct):
+    """Where the time went, in microseconds, and the largest batch that the request rode in."""
+
+    queue_us: Count
+    compute_us: Count
+    total_us: Count
+    batch_items: Count
+    batch_tokens: Count
+
+
 class InferAnswer(msgspec.Struct):
     """Outputs by name, with one entry per item; rows of failed items are zero or empty."""
 
@@ -234,7 +245,7 @@ class InferAnswer(msgspec.Struct):
     version: str
     outputs: dict[str, list[Any]]
     item_errors: list[ItemError]
-    timing: Timing
+    timing: InferTiming
 
 
 class PackedOutput(msgspec.Struct, omit_defaults=True):
@@ -253,7 +264,7 @@ class PackedInferAnswer(msgspec.Struct):
     version: str
     outputs: dict[str, PackedOutput]
     item_errors: list[ItemError]
-    timing: Timing
+    timing: InferTiming
 
 
 class KServeServer(msgspec.Struct):
@@ -333,6 +344,21 @@ class ReadyState(msgspec.Struct, omit_defaults=True):
     phase: str
     progress: Annotated[float, Meta(ge=0, le=1)]
     error: str | None = None
+
+
+class Watched(msgspec.Struct):
+    """The daemon's state, and the latest points of its history."""
+
+    state: str
+    phase: str
+    progress: float
+    uptime_s: float
+    version: str
+    models: list[str]
+    devices: list[str]
+    memory: list[ModelMemory]
+    gpus: list[GPUStatus]
+    points: list[Point]
 
 
 class TeiError(msgspec.Struct):

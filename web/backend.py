@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
@@ -13,10 +14,13 @@ from gpu_server.connection import Reply
 from gpu_server.deadline import Deadline
 from gpu_server.errors import InvalidRequest, MissingDependency, StaleTokenizer, UnsupportedOperation
 from gpu_server.sizes import split_to_fit
+from gpu_server.text_calls import not_a
 from gpu_server.tokenizing import TextTokenizer
 from gpu_server.wire import Limits, Tensors
 from gpu_server.wire.documents import Hello, ModelInfo, Status
+from gpu_server.wire.monitoring import History
 from web.call import Call
+from web.spans import SPANS, Spans
 from web.waiting import Patience
 
 T = TypeVar("T")
@@ -34,8 +38,10 @@ class Backend:
         self.settings = call.settings
         self.counts = call.shared.counts
         self.traceparent = call.traceparent
+        self.spans: Spans | None = call.environ.get(SPANS)
         most = self.settings.timeout_s
-        self.deadline = Deadline.after(most if timeout_s is None else min(timeout_s, most))
+        # From the request's arrival: a handler that calls others must not have the time of each of them.
+        self.deadline = Deadline(call.arrived + (most if timeout_s is None else min(timeout_s, most)))
         self._wait = Patience(call.environ)
         self._hello: Hello | None = None
 
@@ -46,6 +52,10 @@ class Backend:
     def metrics(self) -> str:
         """The daemon's metrics as Prometheus text."""
         return self.client.metrics(timeout_s=self.deadline.left(ASK_TIMEOUT_S))
+
+    def history(self, since: int) -> History:
+        """The daemon's last minutes, after point number `since`."""
+        return self.client.history(since, timeout_s=self.deadline.left(ASK_TIMEOUT_S))
 
     def limits(self) -> Limits:
         """What the daemon takes in one request."""
@@ -73,12 +83,15 @@ class Backend:
         return next((info for info in infos if info.kind != "custom"), infos[0])
 
     def model_of_kind(self, name: str, kinds: Iterable[str], what: str) -> ModelInfo:
-        """The model of that name, "" for the first of these kinds. Raises UnsupportedOperation where it is not `what`."""
+        """The model of that name, "" for the first of these kinds. Raises UnsupportedOperation if none is `what`."""
         infos = [self.model(name)] if name else self.models()
         for info in infos:
             if info.kind in kinds:
                 return info
-        raise UnsupportedOperation(f"model {infos[0].name!r} is not {what}", {"model": infos[0].name})
+        if len(infos) == 1:
+            raise not_a(infos[0], what)
+        served = ", ".join(f"{info.name} ({info.kind})" for info in infos)
+        raise UnsupportedOperation(f"no served model is {what}; served: {served}")
 
     def with_tokenizer(
         self, pick: Callable[[], ModelInfo], work: Callable[[ModelInfo, TextTokenizer], T]
@@ -96,6 +109,12 @@ class Backend:
             raise MissingDependency("tokenising needs the package tokenizers: pip install tokenizers")
         return info, tokenizer
 
+    def tokenized(self, model: str, seconds: float) -> None:
+        """Note the tokenising of this request's texts, which has just ended."""
+        self.counts.tokenized(model, seconds)
+        if self.spans is not None:
+            self.spans.tokenized(model, seconds)
+
     def send(
         self,
         inputs: Tensors,
@@ -106,7 +125,8 @@ class Backend:
         priority: Priority = 1,
     ) -> Reply:
         """One request to a model."""
-        return self.client.request(
+        begun_ns = time.time_ns()
+        reply = self.client.request(
             inputs,
             model=info.name,
             params=params,
@@ -116,16 +136,30 @@ class Backend:
             traceparent=self.traceparent,
             wait=self._wait,
         )
+        if self.spans is not None:
+            self.spans.answered(reply, begun_ns)
+        return reply
 
     def send_parts(
         self, inputs: Tensors, info: ModelInfo, params: Params | None = None, *, digest: str = ""
     ) -> list[Reply]:
         """Items in as many requests as the daemon's limits make of them; one that fails alone fails all, by its number."""
-        replies: list[Reply] = []
+        parts = split_to_fit(inputs, self.limits())
+        begun_ns = time.time_ns()
+        replies = self.client.requests(
+            parts,
+            model=info.name,
+            params=params,
+            digest=digest,
+            timeout_s=self.deadline.left(),
+            traceparent=self.traceparent,
+            wait=self._wait,
+        )
         done = 0
-        for part in split_to_fit(inputs, self.limits()):
-            replies.append(self.send(part, info, params, digest=digest))
-            raise_item_errors(replies[-1], done)
+        for part, reply in zip(parts, replies, strict=True):
+            if self.spans is not None:
+                self.spans.answered(reply, begun_ns)
+            raise_item_errors(reply, done)
             done += next(iter(part.values())).items
         return replies
 

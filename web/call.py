@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -31,11 +32,12 @@ class Shared:
 class Call:
     """One request: its headers, its body, its id and trace context, and what the app shares."""
 
-    __slots__ = ("_body", "environ", "shared")
+    __slots__ = ("_body", "arrived", "environ", "shared")
 
     def __init__(self, environ: WSGIEnvironment, shared: Shared, body: bytes | None = None) -> None:
         self.environ = environ
         self.shared = shared
+        self.arrived = time.monotonic()
         self._body = body
 
     @property

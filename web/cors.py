@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from web.context import REQUEST_ID
+from web.measures import MODEL_VERSION
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -14,6 +15,7 @@ MAX_AGE_S = 600
 EXPOSED = (
     REQUEST_ID, "retry-after", "x-compute-type", "x-compute-time", "x-compute-characters", "x-compute-tokens",
     "x-total-time", "x-tokenization-time", "x-queue-time", "x-inference-time", "inference-header-content-length",
+    MODEL_VERSION,
 )  # fmt: skip
 
 

@@ -62,7 +62,7 @@ class Counts:
         self._unanswered: Report | None = None
         self._timed = False
         self._in_flight = 0
-        names = {*routes, OTHER}
+        names = dict.fromkeys([*routes, OTHER])
         self._statuses = {name: dict.fromkeys(_STATUSES, 0) for name in names}
         self._durations = {name: _Times() for name in names}
         self._tokenize: dict[str, _Times] = {}
@@ -99,10 +99,11 @@ class Counts:
         if not self._sending.acquire(blocking=False):
             return
         try:
-            for report in (self._unanswered, None):
-                self._unanswered = report or self._take()
+            if self._unanswered is not None:
                 self._send(self._unanswered, timeout_s)
-                self._unanswered = None
+            self._unanswered = self._take()
+            self._send(self._unanswered, timeout_s)
+            self._unanswered = None
         except RemoteError:
             return
         finally:

@@ -12,7 +12,7 @@ from gpu_server.calls import Params, Vectors
 from gpu_server.connection import Reply
 from gpu_server.errors import InvalidRequest, UnsupportedOperation
 from gpu_server.text_calls import SparseVector, embed_params
-from gpu_server.tokenizing import Direction, TextTokenizer
+from gpu_server.tokenizing import Direction, TextTokenizer, prompt_params
 from gpu_server.wire import Tensor
 from gpu_server.wire.documents import ModelInfo
 from web.backend import Backend
@@ -103,11 +103,14 @@ def send_texts(
             tokenizer, job.items, job.prompt_name, job.truncate, job.direction
         )
         measures.tokenize_s = time.monotonic() - begun
-        backend.counts.tokenized(info.name, measures.tokenize_s)
+        backend.tokenized(info.name, measures.tokenize_s)
         measures.tokens = sum(map(len, rows))
         backend.check_tokens(measures.tokens, job.field)
         replies = backend.send_parts(
-            {"input_ids": Tensor.from_rows(rows, "i32")}, info, params, digest=tokenizer.info.digest
+            {"input_ids": Tensor.from_rows(rows, "i32")},
+            info,
+            {**params, **prompt_params(tokenizer.info, job.prompt_name)},
+            digest=tokenizer.info.digest,
         )
         measures.add(replies)
         return replies, info, measures

@@ -5,6 +5,7 @@ from __future__ import annotations
 from flask import Flask
 
 from gpu_server.client import Client
+from web import tracing
 from web.auth import Keys
 from web.cors import Cors
 from web.mount import mount, share
@@ -21,6 +22,8 @@ def create_app(client: Client | None = None, settings: Settings | None = None) -
     app = Flask("web", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = shared.settings.max_body_bytes
     mount(app, shared, Keys.from_settings(shared.settings), whole=True)
+    if shared.settings.tracing:
+        app.wsgi_app = tracing.TracedApp(app.wsgi_app)  # type: ignore[method-assign]
     if shared.settings.cors_allow_origins:
         app.wsgi_app = Cors(app.wsgi_app, shared.settings.cors_allow_origins)  # type: ignore[method-assign]
     return app

@@ -1,4 +1,4 @@
-"""What a request took, and the x-compute-* headers that tell it in whole milliseconds as TEI does."""
+"""What a request took, told in whole milliseconds by TEI's x-compute-* headers, and which version of the model answered."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from gpu_server.connection import Reply
 from gpu_server.wire import Timing
 from gpu_server.wire.documents import ModelInfo
 
+MODEL_VERSION = "x-model-version"
+"""What the model's files and settings are known by; two of them where the model was reloaded in the middle."""
+
 
 @dataclass(slots=True)
 class Measures:
@@ -20,6 +23,7 @@ class Measures:
     tokenize_s: float = 0.0
     queue_s: float = 0.0
     compute_s: float = 0.0
+    versions: dict[str, None] = field(default_factory=dict)
     started: float = field(default_factory=time.monotonic)
 
     def add(self, replies: Sequence[Reply]) -> None:
@@ -28,6 +32,7 @@ class Measures:
             timing = reply.header.timing or Timing()
             self.queue_s += timing.queue_us / 1e6
             self.compute_s += timing.compute_us / 1e6
+            self.versions[reply.header.version] = None
 
     def headers(self, info: ModelInfo) -> dict[str, str]:
         """The headers of an answer that is ready now."""
@@ -41,4 +46,5 @@ class Measures:
             "x-tokenization-time": str(round(self.tokenize_s * 1e3)),
             "x-queue-time": str(round(self.queue_s * 1e3)),
             "x-inference-time": str(round(self.compute_s * 1e3)),
+            MODEL_VERSION: ", ".join(self.versions),
         }

@@ -211,7 +211,7 @@ class VertexRequest(msgspec.Struct):
 
     instances: Annotated[
         list[Annotated[msgspec.Raw, Meta(extra_json_schema={"type": "object"})]],
-        Meta(min_length=1, max_length=4096),
+        Meta(min_length=1, max_length=512),
     ]
 
 

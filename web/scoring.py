@@ -94,7 +94,7 @@ def _send(
             direction=job.direction,
         )
         measures.tokenize_s = time.monotonic() - begun
-        backend.counts.tokenized(info.name, measures.tokenize_s)
+        backend.tokenized(info.name, measures.tokenize_s)
         measures.tokens = sum(inputs["input_ids"].lengths())
         backend.check_tokens(measures.tokens, job.field)
         replies = backend.send_parts(inputs, info, digest=tokenizer.info.digest)

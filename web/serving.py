@@ -8,7 +8,7 @@ from math import ceil
 from typing import Any
 
 from gpu_server.errors import ConfigError, TorchGuardError
-from web import guard
+from web import autoscale, guard
 from web.settings import Settings
 
 BOOT_ERROR = 3
@@ -16,6 +16,7 @@ BOOT_ERROR = 3
 
 try:
     settings = Settings.from_env()
+    autoscale.check(settings)
 except ConfigError as error:
     sys.stderr.write(f"gpu-server web: {error}\n")
     raise SystemExit(error.exit_code) from None
@@ -33,14 +34,24 @@ def worker_count(wanted: int, concurrency: str, cores: int) -> int:
 
 bind = [settings.bind, settings.metrics_bind] if ":" in settings.metrics_bind else settings.bind
 workers = worker_count(settings.workers, os.environ.get("WEB_CONCURRENCY", ""), len(os.sched_getaffinity(0)))
+if settings.autoscale_max:
+    workers = min(max(workers, settings.autoscale_min), settings.autoscale_max)
 worker_class = "gthread"
 threads = settings.threads
+logger_class = "gunicorn.glogging.Logger" if settings.log_format == "gunicorn" else "web.weblog.Logger"
+accesslog = "-" if settings.access_log else None
 timeout = max(30, ceil(settings.timeout_s) + 5)
 graceful_timeout = timeout
 # Longer than the usual proxy's, so that the proxy closes idle connections and never meets a closing one.
 keepalive = 75
 # Nothing here needs it, and its thread beside fork() has hung workers.
 control_socket_disable = True
+
+
+def when_ready(server: Any) -> None:
+    """Let the workers follow the load, where that is set."""
+    if settings.autoscale_max:
+        autoscale.start(server.pid, settings)
 
 
 def post_fork(server: Any, worker: Any) -> None:
@@ -60,9 +71,9 @@ def post_worker_init(worker: Any) -> None:
 
 def worker_exit(server: Any, worker: Any) -> None:
     """Tell the daemon what an ending worker has not told it yet."""
-    app = getattr(worker, "wsgi", None)
-    if isinstance(app, Flask):
-        app.extensions[NAME].counts.flush()
+    shared = getattr(getattr(worker, "wsgi", None), "extensions", {}).get("gpu_server")
+    if shared is not None:
+        shared.counts.flush()
 
 
 def warnings_for(worker_class: str, timeout: int, web_timeout_s: float) -> list[str]:

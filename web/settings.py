@@ -43,9 +43,20 @@ class Settings:
     )
     metrics_bind: str = setting(
         "",
-        "where /metrics is served: host:port of a listener of its own; empty means where all else is, off nowhere",
+        "where /metrics and /dashboard are served: host:port of their own listener; empty: where all else is, off: nowhere",
         pattern=r"|off|.+:\d+",
     )
+    log_format: str = setting(
+        "text",
+        "form of the log's lines: text is key=value, gunicorn leaves them to Gunicorn",
+        choices=("text", "json", "gunicorn"),
+    )
+    access_log: bool = setting(False, "log every request, with its ids and its time")
+    tracing: bool = setting(False, "export OpenTelemetry spans; needs the extra otel")
+    autoscale_max: int = setting(
+        0, "most workers that load may bring; 0 keeps their number as it is", low=0, high=1024
+    )
+    autoscale_min: int = setting(1, "fewest workers that remain without load", low=1, high=1024)
     task: str = setting(
         "", "what POST / does for an embedding model: embed it, or compare", choices=("", SIMILARITY)
     )

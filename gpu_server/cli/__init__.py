@@ -11,7 +11,9 @@ from gpu_server._version import __version__
 from gpu_server.errors import GPUServerError, RemoteError
 
 VERBS = (
+    "autoscale",
     "bench",
+    "check",
     "config",
     "drain",
     "embed",
@@ -22,6 +24,7 @@ VERBS = (
     "status",
     "stop",
     "systemd",
+    "top",
     "unload",
 )
 

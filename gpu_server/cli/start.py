@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,11 @@ class Progress:
         self._last = ""
 
     def __call__(self, status: Status) -> None:
-        """Show one status."""
+        """Show one status; where it cannot be written (a full disk), nobody is served worse for it."""
+        with suppress(OSError):
+            self._show(status)
+
+    def _show(self, status: Status) -> None:
         if status.state == "ready":
             self._show_ready(status)
         elif self._terminal and status.phase:

@@ -7,7 +7,9 @@ import sys
 import click
 
 from gpu_server.cli import options
+from gpu_server.cli.amounts import memory
 from gpu_server.wire.documents import Status, to_json
+from gpu_server.wire.monitoring import EngineMemory
 
 SHOWN_LABELS = 5
 
@@ -35,6 +37,12 @@ def describe(status: Status) -> str:
             f"engine   pid {engine.pid}, {engine.device or 'no device yet'}, {engine.state}, "
             f"{engine.in_flight} batches in flight, {engine.restarts} restarts{error}"
         )
+        lines += _memory(engine.memory)
+    for gpu in status.gpus:
+        lines.append(
+            f"gpu      {gpu.name}: {gpu.utilization:.0%} busy, {memory(gpu.memory_used)} of "
+            f"{memory(gpu.memory_total)} in use, {gpu.power_w:.0f} W, {gpu.temperature_c} °C"
+        )
     for model in status.models:
         facts = [model.kind, model.dtype, model.runs, f"version {model.version}"]
         if model.dimensions:
@@ -48,6 +56,7 @@ def describe(status: Status) -> str:
     lines.append(
         f"queue    {queue.requests} requests, {queue.items} items, {queue.tokens} tokens, {queue.bytes} bytes"
     )
+    lines.append(f"web      {status.web.workers} workers, {status.web.in_flight} requests in flight")
     lines.append(
         "counts   "
         + ", ".join(
@@ -55,3 +64,19 @@ def describe(status: Status) -> str:
         )
     )
     return "\n".join(lines)
+
+
+def _memory(held: EngineMemory) -> list[str]:
+    """Who holds how much of the device."""
+    if not held.total:
+        return []
+    lines = [
+        f"memory   {memory(held.reserved)} held of {memory(held.limit)}, {memory(held.allocated)} in use, "
+        f"{memory(held.peak)} at most; {memory(held.free)} of the device free"
+    ]
+    for model in held.models:
+        lines.append(
+            f"         {model.name}: weights {memory(model.weights)}, warm-up {memory(model.warm_up)}, "
+            f"activations {memory(model.activations)}"
+        )
+    return lines

@@ -16,14 +16,13 @@ def keep() -> None:
 
     Call it before anything is compiled: torch settles on a folder under /tmp when it first looks for one.
     """
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "gpu-server"
-    for name, setting in _SETTINGS.items():
-        if os.environ.get(setting):
-            continue
-        try:
-            (folder / name).mkdir(parents=True, exist_ok=True)
-            (folder / name).chmod(0o700)
-        except OSError as error:
-            log.warning("compiled kernels are not kept", extra={"reason": str(error)})
-            return
-        os.environ[setting] = str(folder / name)
+    try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "gpu-server"
+        for name, setting in _SETTINGS.items():
+            if not os.environ.get(setting):
+                (folder / name).mkdir(parents=True, exist_ok=True)
+                (folder / name).chmod(0o700)
+                os.environ[setting] = str(folder / name)
+    except (OSError, RuntimeError) as error:
+        # RuntimeError: this user has no home.
+        log.warning("compiled kernels are not kept", extra={"reason": str(error)})

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from gpu_server.engine.isolation import Answer
 from gpu_server.engine.outputs import not_finite
-from gpu_server.engine.runner import Answer
 from gpu_server.errors import ModelFailed
 
 

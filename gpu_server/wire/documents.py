@@ -11,11 +11,13 @@ from gpu_server.wire.monitoring import EngineMemory, GPUStatus, WebStatus
 
 Kind = Literal["embedding", "sparse", "reranker", "classifier", "token_classifier", "custom"]
 Activation = Literal["", "softmax", "sigmoid", "identity"]
+PAIR_KINDS: frozenset[Kind] = frozenset({"reranker", "classifier"})
+"""What takes pairs of texts."""
 State = Literal["starting", "loading", "ready", "degraded", "draining", "stopping", "failed"]
 
 
 class InputInfo(msgspec.Struct, omit_defaults=True):
-    """One declared input: dtype and the dimensions of one item (−1 where an item may have any length)."""
+    """One declared input, or an output: dtype and the dimensions of one item (−1 where an item may have any length)."""
 
     name: str
     dtype: str
@@ -23,17 +25,24 @@ class InputInfo(msgspec.Struct, omit_defaults=True):
 
 
 class TextInfo(msgspec.Struct, omit_defaults=True):
-    """What a client needs to tokenise for a text model."""
+    """What a client needs to tokenise for a text model.
+
+    prompt_lengths: tokens of each prompt, for models that pool without them.
+    """
 
     digest: str
     max_length: int
     vocab_size: int
     prompts: dict[str, str] = {}
     default_prompt: str = ""
+    prompt_lengths: dict[str, int] = {}
 
 
 class ModelInfo(msgspec.Struct, omit_defaults=True, kw_only=True):
-    """Facts of one served model, stated by the engine once it is loaded."""
+    """Facts of one served model, stated by the engine once it is loaded.
+
+    outputs: what parameter `output` may be, where there is one. output_tensors: what it answered when it was warmed up.
+    """
 
     name: str
     version: str = ""
@@ -55,6 +64,7 @@ class ModelInfo(msgspec.Struct, omit_defaults=True, kw_only=True):
     labels: tuple[str, ...] = ()
     activation: Activation = ""
     outputs: tuple[str, ...] = ()
+    output_tensors: tuple[InputInfo, ...] = ()
 
 
 def answers_to(info: ModelInfo, name: str) -> bool:

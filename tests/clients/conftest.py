@@ -34,6 +34,10 @@ name = "sparse"
 source = "{folder}/sparse"
 dtype = "float32"
 [[models]]
+name = "tagger"
+source = "{folder}/tagger"
+dtype = "float32"
+[[models]]
 name = "linear"
 source = "linear:Linear"
 """

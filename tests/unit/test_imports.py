@@ -38,6 +38,7 @@ CLIENT_SIDE = rule(
     "scores",
     "connection",
     "deadline",
+    "sending",
     "sizes",
     "client",
     "aio",
@@ -46,7 +47,7 @@ CLIENT_SIDE = rule(
 )
 RULES = {
     # Public names are loaded on first use; what the package imports at once is checked by sys.modules below.
-    "gpu_server": rule("client", "aio", "models.base", never=GPU | WEB | {"zmq"}),
+    "gpu_server": rule("client", "aio", "models.base", "text_calls", never=GPU | WEB | {"zmq"}),
     "gpu_server.__main__": rule("cli", never=GPU | WEB | {"zmq"}),
     "gpu_server._version": rule(never=GPU | WEB | {"zmq"}),
     "gpu_server.errors": rule(never=GPU | WEB | {"zmq"}),
@@ -55,7 +56,8 @@ RULES = {
     "gpu_server.config": rule(never=GPU | WEB | {"zmq"}),
     "gpu_server.endpoint": rule("config", never=GPU | WEB | {"zmq"}),
     "gpu_server.source": rule("config", never=GPU | WEB | {"zmq"}),
-    "gpu_server.tokenizing": rule("wire", never=GPU | WEB | {"zmq"}),
+    "gpu_server.tokenizing": rule("wire", "pairs", never=GPU | WEB | {"zmq"}),
+    "gpu_server.pairs": rule(never=GPU | WEB | {"zmq"}),
     "gpu_server.multipart": rule("wire", never=GPU | WEB),
     "gpu_server.deadline": rule(never=GPU | WEB | {"zmq"}),
     "gpu_server.sizes": rule("wire", never=GPU | WEB | {"zmq"}),
@@ -63,6 +65,7 @@ RULES = {
     "gpu_server.calls": CLIENT_SIDE,
     "gpu_server.text_calls": CLIENT_SIDE,
     "gpu_server.connection": CLIENT_SIDE,
+    "gpu_server.sending": CLIENT_SIDE,
     "gpu_server.client": CLIENT_SIDE,
     "gpu_server.aio": CLIENT_SIDE,
     "gpu_server.testing": CLIENT_SIDE,
@@ -74,13 +77,20 @@ RULES = {
     ),
     "gpu_server.models": rule("wire", "config", "source", "tokenizing", never=WEB | {"zmq"}),
     "gpu_server.bench": rule(never=GPU | WEB | {"zmq"}),
+    "gpu_server.autoscale": rule("wire", "client", never=GPU | WEB),
+    "gpu_server.checks": rule("wire", "config", "endpoint", "source", "client", "daemon", never=GPU | WEB),
+    # Run as processes of their own, so that what they import stays out of the others.
+    "gpu_server.probes": Rule(
+        frozenset({"gpu_server.wire", "gpu_server.engine", "gpu_server.models", "web.guard", "web.settings"}),
+        never=frozenset({"zmq"}),
+    ),
     "gpu_server.cli": rule(
-        "bench",
+        "autoscale", "bench", "checks",
         "wire", "config", "endpoint", "logs", "source", "tokenizing", "calls", "client", "daemon", "testing",
         never=GPU | WEB,
     ),
     "web": rule(
-        "wire", "config", "tokenizing", "calls", "connection", "deadline", "scores", "sizes", "text_calls",
+        "wire", "config", "logs", "tokenizing", "calls", "connection", "deadline", "scores", "sizes", "text_calls",
         "client", never=GPU | {"zmq"},
     ),
 }  # fmt: skip

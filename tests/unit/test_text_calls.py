@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from gpu_server.testing import (
     sparse_model,
     token_classifier_model,
 )
-from gpu_server.wire import Limits, Tensor
+from gpu_server.wire import Limits, Tensor, Tensors
 
 LABELS = ("sad", "glad", "mad")
 MODELS = (
@@ -130,6 +131,24 @@ def test_what_is_neither_text_nor_pair_is_named(client: Client, texts: list[str]
         client.classify(texts, model="classifier")
 
 
+def test_pairs_are_for_models_that_take_them(client: Client) -> None:
+    with pytest.raises(InvalidRequest, match="text 0 is tuple, not str"):
+        client.embed([("a", "b")], model="embedding")
+    with pytest.raises(UnsupportedOperation, match="model 'embedding' takes no pairs of texts"):
+        client.text_request([("a", "b")], model="embedding")
+
+
+def test_ten_thousand_documents_are_split_and_keep_their_order() -> None:
+    documents = [f"{i}" for i in range(10_000)]
+    with FakeServer(scores_model("m")) as server, Client(server.endpoint) as client:
+        scores = client.rerank("q", documents, raw_scores=True)
+        assert server.requests["infer"] == 5
+        for i in (0, 2047, 2048, 9_999):
+            assert scores[i] == pair_logits("q", documents[i])[0]
+        with pytest.raises(InvalidRequest, match="input 9999 has 104 tokens, more than max_length = 64"):
+            client.rerank("q", [*documents[:-1], "x" * 100], truncate=False)
+
+
 def test_too_long_pairs(client: Client) -> None:
     with pytest.raises(InvalidRequest, match="max_length = 64"):
         client.rerank("q" * 60, ["d" * 60], model="reranker", truncate=False)
@@ -152,6 +171,24 @@ def test_without_a_tokenizer_text_is_sent(monkeypatch: pytest.MonkeyPatch) -> No
         client.rerank("q", ["a", "b"])
         client.classify(["c"])
         assert seen == [{"text": ["q", "q"], "text_pair": ["a", "b"]}, {"text": ["c"]}]
+
+
+def test_a_prompt_that_is_not_pooled_goes_with_its_length() -> None:
+    model = embedding_model("m")
+    assert model.info.text is not None
+    model.info.text.prompt_lengths = {"query": 7}
+    seen: list[object] = []
+    answer = model.handler
+
+    def watched(inputs: Tensors, params: Any) -> Any:
+        seen.append(params.get("prompt_length"))
+        return answer(inputs, params)
+
+    model.handler = watched
+    with FakeServer(model) as server, Client(server.endpoint) as client:
+        client.embed("a", prompt_name="query")
+        client.embed_tokens("a")
+    assert seen == [7, None]
 
 
 def test_asyncio_has_the_same_calls(server: FakeServer, client: Client) -> None:

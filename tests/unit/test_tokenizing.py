@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 
 from gpu_server.errors import InvalidRequest, MissingDependency
 from gpu_server.testing import byte_tokenizer
-from gpu_server.tokenizing import Direction, TextTokenizer, available, digest
+from gpu_server.tokenizing import Direction, TextTokenizer, available, digest, prompt_params
 from gpu_server.wire.documents import TextInfo
 
 DATA = byte_tokenizer()
@@ -73,6 +73,15 @@ def test_prompts() -> None:
         made.encode(["x"], prompt_name="z")
     with pytest.raises(InvalidRequest, match="the model has: none"):
         tokenizer().encode(["x"], prompt_name="z")
+
+
+def test_lengths_of_prompts_that_are_not_pooled() -> None:
+    info = TextInfo(
+        digest="", max_length=10, vocab_size=258, prompts={"q": "Q", "d": ""}, default_prompt="q",
+        prompt_lengths={"q": 2},
+    )  # fmt: skip
+    assert prompt_params(info, "") == prompt_params(info, "q") == {"prompt_length": 2}
+    assert prompt_params(info, "d") == {}
 
 
 def test_threads_share_one_object() -> None:

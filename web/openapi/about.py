@@ -15,7 +15,7 @@ TAGS: dict[Tag, str] = {
     "rerank": "Reranking, scoring and classifying, as Cohere, Jina and vLLM do it.",
     "KServe": "The Open Inference Protocol (KServe v2, Triton's HTTP) with its binary tensor extension.",
     "generic": "Any model, your own too: named inputs to named outputs.",
-    "health": "What orchestrators ask; none of it queues behind work.",
+    "health": "What orchestrators and operators ask; none of it queues behind work.",
     "docs": "This description.",
 }
 
@@ -31,8 +31,8 @@ class Example(NamedTuple):
 class About:
     """One handler, whatever the paths that lead to it.
 
-    answers: types of its good JSON answers. bodies: types of its JSON body, where it reads that itself.
-    takes, gives: JSON schemas of other bodies and answers, by content type. headers: what it reads of the request's.
+    answers: types of its good JSON answers. takes, gives: schemas, or types, of other bodies and answers, by content type.
+    headers: what it reads of the request's. query: schemas of what it reads of the URL.
     failures: statuses of errors besides those that the route itself tells; unready: the type of a 503 that is no error.
     model: a model's name for the path of the examples. measured: whether its answer has TEI's x-compute-* headers.
     """
@@ -40,10 +40,10 @@ class About:
     tag: Tag
     answers: tuple[Any, ...] = ()
     examples: Mapping[str, Example] = field(default_factory=dict)
-    bodies: tuple[type[msgspec.Struct], ...] = ()
     takes: Mapping[str, Any] = field(default_factory=dict)
     gives: Mapping[str, Any] = field(default_factory=dict)
     headers: Mapping[str, str] = field(default_factory=dict)
+    query: Mapping[str, Any] = field(default_factory=dict)
     failures: tuple[int, ...] = (503, 504)
     unready: type[msgspec.Struct] | None = None
     model: str = ""

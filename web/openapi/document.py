@@ -34,13 +34,13 @@ _VARIABLE = re.compile(r"<(?:path:)?(\w+)>")
 
 
 def document(
-    table: Sequence[Route], described: Mapping[Handler, About], base: str = "", secured: bool = False
+    table: Sequence[Route], described: Mapping[str, About], base: str = "", secured: bool = False
 ) -> Json:
     """The document of all routes of `table`, which are under the path `base`; secured: most of them need a key."""
     schemas, components = _schemas(table, described)
     paths: Json = {}
     for route in table:
-        operation = _operation(route, described[route.handler], schemas, secured)
+        operation = _operation(route, described[name_of(route.handler)], schemas, secured)
         paths.setdefault(template(route.path), {})[route.method.lower()] = operation
     keys = {"key": {"type": "http", "scheme": "bearer", "description": "an API key of this server"}}
     return {
@@ -65,39 +65,58 @@ def document(
     }
 
 
+def name_of(handler: Handler) -> str:
+    """What a handler is described under: its module's last name and its own."""
+    return f"{handler.__module__.rpartition('.')[2]}.{handler.__name__}"
+
+
 def template(path: str) -> str:
     """A path with its variables as OpenAPI writes them."""
     return _VARIABLE.sub(r"{\1}", path)
 
 
+def bodies(route: Route) -> tuple[type[msgspec.Struct], ...]:
+    """The types that the body of a route may be of."""
+    return (route.body,) if route.body is not None else route.reads
+
+
 def _schemas(
-    table: Iterable[Route], described: Mapping[Handler, About]
+    table: Iterable[Route], described: Mapping[str, About]
 ) -> tuple[Mapping[Any, Json], dict[str, Json]]:
     """The schema of each type that is used, and the components they refer to."""
     types: dict[Any, None] = dict.fromkeys(responses.ERRORS.values())
     for route in table:
-        about = described[route.handler]
-        found = [*about.answers, *about.bodies, route.body, about.unready, *about.takes.values(), *about.gives.values()]
+        about = described[name_of(route.handler)]
+        found = [
+            *about.answers,
+            *bodies(route),
+            about.unready,
+            *about.takes.values(),
+            *about.gives.values(),
+        ]
         types |= dict.fromkeys(kind for kind in found if kind is not None and not isinstance(kind, dict))
     made, components = msgspec.json.schema_components(list(types), ref_template=SCHEMAS)
     return dict(zip(types, made, strict=True)), components
 
 
 def _operation(route: Route, about: About, schemas: Mapping[Any, Json], secured: bool) -> Json:
-    summary, _, rest = (route.handler.__doc__ or "").partition("\n")
+    rest = (route.handler.__doc__ or "").partition("\n")[2]
     operation: Json = {
         "tags": [about.tag],
-        "summary": summary,
+        "summary": route.summary,
         "operationId": re.sub(r"\W+", "_", f"{route.method.lower()}{template(route.path)}").strip("_"),
         "parameters": _parameters(route, about),
         "responses": responses.responses(route, about, schemas, secured),
     }
     if description := " ".join(rest.split()):
         operation["description"] = description
-    if bodies := about.bodies or ((route.body,) if route.body else ()):
+    others = list(about.takes.values())
+    if kinds := [kind for kind in bodies(route) if kind not in others]:
         examples = {name: {"value": example.body} for name, example in about.examples.items()}
-        content = {JSON: {"schema": responses.any_of(bodies, schemas), "examples": examples}}
-        content |= {kind: {"schema": responses.as_schema(value, schemas)} for kind, value in about.takes.items()}
+        content = {JSON: {"schema": responses.any_of(kinds, schemas), "examples": examples}}
+        content |= {
+            kind: {"schema": responses.as_schema(value, schemas)} for kind, value in about.takes.items()
+        }
         operation["requestBody"] = {"required": True, "content": content}
     if route.open:
         operation["security"] = []
@@ -117,4 +136,5 @@ def _parameters(route: Route, about: About) -> list[Json]:
         {"name": name, "in": "header", "description": text, "schema": {"type": "string"}}
         for name, text in about.headers.items()
     ]
-    return names + headers
+    query = [{"name": name, "in": "query", "schema": schema} for name, schema in about.query.items()]
+    return names + headers + query

@@ -138,7 +138,13 @@ INFER: Examples = {
             "version": "1",
             "outputs": {"y": [[0.31, -0.02, 0.77, 1.4]], "nonce": [17]},
             "item_errors": [],
-            "timing": {"queue_us": 131, "compute_us": 842, "total_us": 973, "batch_items": 1, "batch_tokens": 1},
+            "timing": {
+                "queue_us": 131,
+                "compute_us": 842,
+                "total_us": 973,
+                "batch_items": 1,
+                "batch_tokens": 1,
+            },
         },
     )
 }
@@ -185,6 +191,23 @@ KSERVE_INFER: Examples = {
                 {"name": "y", "shape": [1, 4], "datatype": "FP32", "data": [0.31, -0.02, 0.77, 1.4]},
                 {"name": "nonce", "shape": [1], "datatype": "INT64", "data": [17]},
             ],
+        },
+    )
+}
+WATCHED: Examples = {
+    "no point yet": Example(
+        None,
+        {
+            "state": "ready",
+            "phase": "",
+            "progress": 1.0,
+            "uptime_s": 0.4,
+            "version": __version__,
+            "models": [EMBEDDER],
+            "devices": [],
+            "memory": [],
+            "gpus": [],
+            "points": [],
         },
     )
 }

@@ -10,6 +10,7 @@ from web.context import REQUEST_ID
 from web.cors import EXPOSED
 from web.encoding import JSON
 from web.errors import Dialect
+from web.measures import MODEL_VERSION
 from web.openapi.about import About
 from web.routing import Route
 
@@ -38,9 +39,10 @@ HEADERS: dict[str, Json] = {
     REQUEST_ID: {"description": "the caller's, or one made for this request", "required": True},
     "retry-after": {"description": "seconds until trying again may help", "required": False},
     **{name: {"description": "as TEI tells it; times in milliseconds", "required": True} for name in _MEASURES},
+    MODEL_VERSION: {"description": "the version of the model that answered", "required": True},
 }  # fmt: skip
 for _name, _header in HEADERS.items():
-    _kind = "string" if _name in (REQUEST_ID, "x-compute-type") else "integer"
+    _kind = "string" if _name in (REQUEST_ID, "x-compute-type", MODEL_VERSION) else "integer"
     _header["schema"] = {"type": _kind} | ({"minimum": 0} if _kind == "integer" else {})
 
 
@@ -80,7 +82,11 @@ def responses(route: Route, about: About, schemas: Mapping[Any, Json], secured: 
         found[str(status)] = {"$ref": f"#/components/responses/{route.dialect}_{status}"}
     if about.unready is not None:
         content = {JSON: {"schema": schemas[about.unready]}}
-        found["503"] = {"description": REASONS[503], "headers": _headers(("retry-after",)), "content": content}
+        found["503"] = {
+            "description": REASONS[503],
+            "headers": _headers(("retry-after",)),
+            "content": content,
+        }
     return found
 
 

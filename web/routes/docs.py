@@ -9,20 +9,15 @@ import orjson
 
 from web.call import Call
 from web.encoding import Answer
+from web.openapi.described import DESCRIBED
+from web.openapi.document import document
+from web.pages import page_answer
 from web.routing import Routes
 
 routes = Routes("tei")
 
 PATHS = ("/api-doc/openapi.json", "/openapi.json")
-PAGE = files("web.openapi").joinpath("page.html").read_bytes()
-# The page brings all it needs, and talks to this server alone.
-PAGE_HEADERS = {
-    "Content-Security-Policy": (
-        "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:; connect-src 'self'; "
-        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    ),
-    "X-Content-Type-Options": "nosniff",
-}
+PAGE = page_answer(files("web.openapi").joinpath("page.html").read_bytes())
 
 
 @routes.get(*PATHS)
@@ -34,17 +29,15 @@ def openapi(call: Call) -> Answer:
     return Answer(_document(base, bool(settings.api_keys or settings.api_keys_file)))
 
 
-@routes.get("/docs")
+@routes.get("/docs", open=True)
 def page(call: Call) -> Answer:
-    """This description as a page to read and to try, which needs no other server."""
-    return Answer(PAGE, headers=PAGE_HEADERS, content_type="text/html; charset=utf-8")
+    """This description as a page to read and to try. It needs no key itself: it asks for one where the document does."""
+    return PAGE
 
 
 @lru_cache(maxsize=8)
 def _document(base: str, secured: bool) -> bytes:
-    # Here, because the document describes this route too.
-    from web.openapi.described import DESCRIBED
-    from web.openapi.document import document
+    # Here, because the table holds this route too.
     from web.routes import TABLE
 
     return orjson.dumps(document(TABLE, DESCRIBED, base, secured))

@@ -19,6 +19,7 @@ from web.body import is_json, read
 from web.call import Call
 from web.encoding import Answer, json_answer, json_value
 from web.errors import BadField
+from web.measures import MODEL_VERSION
 from web.routing import Routes
 from web.schemas import InferRequest, PackedInferRequest
 from web.tensors import MSGPACK, form_request, packed, packed_request, raw_request
@@ -75,14 +76,14 @@ def _run(
     if len(msgspec.msgpack.encode((list(inputs), parameters))) > MAX_HEADER_PART_BYTES:
         raise BadField("parameters", f"with the input names they exceed {MAX_HEADER_PART_BYTES} bytes")
     reply = backend.send(to_tensors(info, inputs), info, parameters, priority=priority)
+    headers = {MODEL_VERSION: reply.header.version}
     wanted = call.header("accept").partition(";")[0].strip().lower()
     if wanted in MSGPACK or (call.mimetype in MSGPACK and wanted in ("", "*/*")):
-        outputs = {name: packed(tensor) for name, tensor in reply.outputs.items()}
-        body = msgspec.msgpack.encode(_answer(reply, info, outputs))
-        return Answer(body, content_type="application/msgpack")
-    return json_answer(
-        _answer(reply, info, {k: json_value(from_tensor(t)) for k, t in reply.outputs.items()})
-    )
+        tensors = {name: packed(tensor) for name, tensor in reply.outputs.items()}
+        body = msgspec.msgpack.encode(_answer(reply, info, tensors))
+        return Answer(body, headers=headers, content_type="application/msgpack")
+    outputs = {name: json_value(from_tensor(tensor)) for name, tensor in reply.outputs.items()}
+    return json_answer(_answer(reply, info, outputs), headers=headers)
 
 
 def _answer(reply: Reply, info: ModelInfo, outputs: dict[str, Any]) -> dict[str, Any]:

@@ -36,9 +36,7 @@ def readyz(call: Call) -> Answer:
 @routes.get("/metrics")
 def metrics(call: Call) -> Answer:
     """The daemon's metrics and `gpu_server_up`; 200 with that alone when it does not answer."""
-    bound = call.settings.metrics_bind
-    if bound and _port(call) != bound.rpartition(":")[2]:
-        raise NotFound(f"/metrics is not served here; {variable_of('metrics_bind')} says where")
+    check_port(call)
     backend = Backend(call)
     call.shared.counts.flush(backend.deadline.left(ASK_TIMEOUT_S / 2))
     try:
@@ -46,6 +44,14 @@ def metrics(call: Call) -> Answer:
     except RemoteError:
         text = _UP.format(0)
     return Answer(text.encode(), content_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+def check_port(call: Call) -> None:
+    """Raise NotFound where this listener is not the one that shows metrics."""
+    bound = call.settings.metrics_bind
+    if bound and _port(call) != bound.rpartition(":")[2]:
+        path = call.environ["PATH_INFO"]
+        raise NotFound(f"{path} is not served here; {variable_of('metrics_bind')} says where")
 
 
 def _port(call: Call) -> str:

@@ -8,14 +8,16 @@ from werkzeug.exceptions import NotFound
 
 from gpu_server import __version__
 from gpu_server.calls import raise_item_errors, to_tensors
+from gpu_server.connection import Reply
 from gpu_server.errors import RemoteError
-from gpu_server.wire.documents import ModelInfo
+from gpu_server.wire.documents import PAIR_KINDS, ModelInfo
 from web.backend import Backend
 from web.body import decode
 from web.call import Call
 from web.encoding import Answer, json_answer
 from web.errors import BadField
 from web.kserve import metadata, read_inputs, write_output
+from web.measures import MODEL_VERSION
 from web.routing import Routes
 from web.schemas import KServeInferRequest
 
@@ -50,19 +52,19 @@ def ready(call: Call) -> Answer:
 
 @routes.get(MODEL, VERSION)
 def model_metadata(call: Call, model: str, version: str = "") -> Answer:
-    """A model's inputs; text models take `text` as well, which the daemon tokenises. Outputs are known once it has run."""
+    """A model's inputs; text models take `text` as well, which the daemon tokenises. Outputs are those of its example."""
     info = _model(Backend(call), model, version)
     inputs = [metadata(i.name, i.dtype, i.shape) for i in info.inputs]
     if info.text is not None:
-        pairs = info.kind in ("reranker", "classifier")
-        inputs += [metadata(name, "utf8", ()) for name in ("text", "text_pair")[: 1 + pairs]]
+        texts = ("text", "text_pair") if info.kind in PAIR_KINDS else ("text",)
+        inputs += [metadata(name, "utf8", ()) for name in texts]
     return json_answer(
         {
             "name": info.name,
             "versions": [info.version or "1"],
             "platform": "gpu-server",
             "inputs": inputs,
-            "outputs": [],
+            "outputs": [metadata(o.name, o.dtype, o.shape) for o in info.output_tensors],
         }
     )
 
@@ -85,7 +87,7 @@ def model_infer(call: Call, model: str, version: str = "") -> Answer:
     parameters = {k: v for k, v in asked.parameters.items() if k not in own}
     reply = backend.send(tensors, info, parameters)
     raise_item_errors(reply)
-    return _write(asked, info, reply.outputs)
+    return _write(asked, info, reply)
 
 
 def _model(backend: Backend, name: str, version: str) -> ModelInfo:
@@ -110,7 +112,8 @@ def _timeout_s(asked: KServeInferRequest) -> float | None:
     return given / 1e6 if isinstance(given, int) and given > 0 else None
 
 
-def _write(asked: KServeInferRequest, info: ModelInfo, outputs: dict[str, Any]) -> Answer:
+def _write(asked: KServeInferRequest, info: ModelInfo, reply: Reply) -> Answer:
+    outputs, version = reply.outputs, reply.header.version
     every = asked.parameters.get("binary_data_output") is True
     wanted = {o.name: o.parameters.get("binary_data", every) is True for o in asked.outputs or ()}
     wanted = wanted or dict.fromkeys(outputs, every)
@@ -120,10 +123,12 @@ def _write(asked: KServeInferRequest, info: ModelInfo, outputs: dict[str, Any]) 
     written = [part for name, binary in wanted.items() for part in write_output(name, outputs[name], binary)]
     head: dict[str, Any] = {
         "model_name": info.name,
-        "model_version": info.version or "1",
+        "model_version": version or "1",
         "outputs": [about for about, _ in written],
     }
-    answer = json_answer(head | ({"id": asked.id} if asked.id is not None else {}))
+    answer = json_answer(
+        head | ({"id": asked.id} if asked.id is not None else {}), headers={MODEL_VERSION: version}
+    )
     if any("parameters" in about for about, _ in written):
         answer.headers[JSON_LENGTH] = str(len(answer.body))
         answer.content_type = "application/octet-stream"

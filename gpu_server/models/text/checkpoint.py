@@ -52,8 +52,8 @@ class Checkpoint:
     """Facts of one model folder.
 
     folder: holds config.json, the weights and tokenizer.json. stored_dtype: as config.json has it, or "".
-    pooling: one of POOLINGS, or several joined by "+". dense: folders of the Dense modules. activation: of scores, as
-    sentence-transformers saved it, or "".
+    pooling: one of POOLINGS, or several joined by "+". pools_prompt: whether a prompt's tokens take part in it.
+    dense: folders of the Dense modules. activation: of scores, as sentence-transformers saved it, or "".
     max_length: longest item in tokens, special tokens included. positions: as config.json counts them, 0 if it does
     not; a family may reserve some of them. prompts: text by name; default_prompt: one of these names, or "".
     """
@@ -62,6 +62,7 @@ class Checkpoint:
     task: Task
     stored_dtype: str
     pooling: str
+    pools_prompt: bool
     normalize: bool
     dense: tuple[Path, ...]
     splade: Splade
@@ -114,6 +115,7 @@ def read(folder: Path, pooling: str = "") -> Checkpoint:
         task=task,
         stored_dtype=str(config.get("dtype") or config.get("torch_dtype") or ""),
         pooling=pooling or _saved_pooling(listed) or _default_pooling(config),
+        pools_prompt=_pools_prompt(listed),
         normalize=listed.normalize,
         dense=listed.dense,
         splade=_splade(listed),
@@ -140,9 +142,12 @@ def _saved_pooling(listed: Modules) -> str:
     for name in modes:
         if name not in POOLINGS:
             raise ConfigError(f"{path}: pooling {name} is not supported, only {', '.join(POOLINGS)}")
-    if not config.get("include_prompt", True):
-        raise ConfigError(f"{path}: include_prompt = false is not supported")
     return "+".join(modes)
+
+
+def _pools_prompt(listed: Modules) -> bool:
+    config = read_json(listed.pooling / "config.json") if listed.pooling else {}
+    return bool(config.get("include_prompt", True))
 
 
 def _default_pooling(config: dict[str, Any]) -> str:

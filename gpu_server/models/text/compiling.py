@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,7 +19,8 @@ class CompiledLayers:
     """
 
     def __init__(self, model: Any) -> None:
-        _configure()
+        torch._dynamo.config.recompile_limit = RECOMPILES
+        torch._dynamo.config.accumulated_recompile_limit = RECOMPILES * 16
         self._layers = _layers(model)
         self._stock: list[Callable[..., Any]] = [layer.forward for layer in self._layers]
         self._compiled = [torch.compile(forward, dynamic=False) for forward in self._stock]
@@ -42,12 +41,11 @@ class CompiledLayers:
             layer.forward = forward
 
 
-def _configure() -> None:
-    """Keep torch's cache under the user's cache folder, so that a second start compiles nothing."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gpu-server" / "inductor"
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))
-    torch._dynamo.config.recompile_limit = RECOMPILES
-    torch._dynamo.config.accumulated_recompile_limit = RECOMPILES * 16
+def end_workers() -> None:
+    """End the processes that torch compiles in."""
+    from torch._inductor.async_compile import shutdown_compile_workers
+
+    shutdown_compile_workers()
 
 
 def _layers(model: Any) -> list[torch.nn.Module]:

@@ -5,17 +5,18 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from subprocess import SubprocessError
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from gpu_server.errors import EngineStartFailed
+from gpu_server.errors import DeviceLost, EngineStartFailed, OutOfMemory
 from gpu_server.models.text import selfcheck
 from gpu_server.models.text.attention import CannotPack
 from gpu_server.models.text.batch import Batch
-from gpu_server.models.text.compiling import CompiledLayers
+from gpu_server.models.text.compiling import CompiledLayers, end_workers
 from gpu_server.models.text.encoder import Encoder
 from gpu_server.models.text.fused import FusedBert, suits
 from gpu_server.models.text.graphs import Captured, Graphs, Inputs, Outputs, Staged, leading
@@ -29,6 +30,8 @@ Head = Callable[[torch.Tensor, torch.Tensor], Sequence[torch.Tensor]]
 Progress = Callable[[float], None]
 
 FUSED_ERROR_LIMIT = 1.1
+_COMPILING = 0.8
+"""The part of a start with compiled layers that compiling them takes."""
 
 
 class Forward:
@@ -80,7 +83,8 @@ class Forward:
     ) -> None:
         """Capture a graph for every bucket. A model that token-tiled attention does not suit stays as it is.
 
-        Raises EngineStartFailed when a capture fails, which leaves the CUDA context useless, or gives other numbers.
+        Raises EngineStartFailed when a capture fails, which leaves the CUDA context useless, or gives other numbers;
+        OutOfMemory, DeviceLost.
         """
         graphs = Graphs(
             self._captured,
@@ -96,20 +100,21 @@ class Forward:
         wanted = [output.clone() for output in self(self.encoder.pack(*probe)).pooled]
         if not self._rehearsal_agrees(graphs, probe, wanted):
             return
-        runs = self._choose_layers(probe, compiled, fused)
-        try:
-            with self._layers or nullcontext():
-                self.captured = graphs.capture(progress)
-        except RuntimeError as error:
-            reason = str(error).partition("\n")[0]
-            raise EngineStartFailed(
-                f"capturing the forward failed: {reason}; start with --no-graphs"
-            ) from error
+        runs = self._choose_layers(graphs, probe, compiled, fused, progress)
+        self.captured = self._record(graphs, progress)
         for got in graphs.replay_each(*probe):
             same = [rows[: len(got.pooled[0])] for rows in wanted]
             if not selfcheck.outputs_agree(got.pooled, same, self.encoder.dtype):
                 raise EngineStartFailed(f"the {runs} give other numbers; start with --no-graphs")
         self._graphs, self.runs = graphs, runs
+
+    def _record(self, graphs: Graphs, progress: Progress) -> Captured:
+        begun = _COMPILING if self._layers else 0.0
+        try:
+            with self._layers or nullcontext():
+                return graphs.capture(lambda done: progress(begun + (1 - begun) * done))
+        except RuntimeError as error:
+            raise _capture_failed(error) from error
 
     def _rehearsal_agrees(self, graphs: Graphs, probe: Probe, wanted: Sequence[torch.Tensor]) -> bool:
         try:
@@ -122,16 +127,36 @@ class Forward:
             log.warning("runs without graphs: token-tiled attention gives other numbers")
         return agree
 
-    def _choose_layers(self, probe: Probe, compiled: bool, fused: bool) -> str:
+    def _choose_layers(
+        self, graphs: Graphs, probe: Probe, compiled: bool, fused: bool, progress: Progress
+    ) -> str:
         """Settle which layers are captured; returns what `runs` will say."""
         if fused and suits(self.encoder.model) and self._fuse(probe):
             return "fused graphs"
-        if compiled:
-            layers = CompiledLayers(self.encoder.model)
-            if layers.found:
-                self._layers = layers
-                return "compiled graphs"
+        if compiled and self._compile(graphs, progress):
+            return "compiled graphs"
         return "graphs"
+
+    def _compile(self, graphs: Graphs, progress: Progress) -> bool:
+        """Compile the layers for every bucket before any is captured, so that a failure costs only their speed."""
+        layers = CompiledLayers(self.encoder.model)
+        if not layers.found:
+            return False
+        try:
+            with layers:
+                graphs.run_each(lambda done: progress(_COMPILING * done))
+        except (torch.OutOfMemoryError, torch.AcceleratorError):
+            raise
+        except (RuntimeError, OSError, SubprocessError) as error:
+            log.warning(
+                "runs with the model's own layers: compiling them failed; --no-compile does not try",
+                extra={"reason": _first_line(error)},
+            )
+            return False
+        finally:
+            end_workers()
+        self._layers = layers
+        return True
 
     def _fuse(self, probe: Probe) -> bool:
         """Use the hand-fused layers if they are as near to float32 as the model's own, on its own weights."""
@@ -157,3 +182,18 @@ class Forward:
         )
         hidden: torch.Tensor = out.last_hidden_state[0]
         return hidden
+
+
+def _capture_failed(error: RuntimeError) -> Exception:
+    """What a failed capture is called: whether another start, of what kind, may do better."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return OutOfMemory(
+            "the device has not enough memory for the graphs: lower max_batch_tokens, or start with --no-graphs"
+        )
+    if isinstance(error, torch.AcceleratorError) and "captur" not in str(error):
+        return DeviceLost(_first_line(error))
+    return EngineStartFailed(f"capturing the forward failed: {_first_line(error)}; start with --no-graphs")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]

@@ -10,7 +10,10 @@ import torch
 import triton
 import triton.language as tl
 from torch.nn.functional import gelu, linear
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from triton.tools.tensor_descriptor import TensorDescriptor
+
+from gpu_server.models.text.triton_support import early
 
 
 class _Tile(NamedTuple):
@@ -40,7 +43,11 @@ def _gelu(v):  # type: ignore[no-untyped-def]
 def _linear_gelu(  # type: ignore[no-untyped-def]
     x, weight, bias, out, tokens, width, size, programs,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, HALVES: tl.constexpr, GROUP: tl.constexpr,
+    EARLY: tl.constexpr,
 ):  # fmt: skip
+    if EARLY:
+        gdc_wait()
+        gdc_launch_dependents()
     high, wide, deep = tl.cdiv(tokens, ROWS), tl.cdiv(width, COLUMNS), tl.cdiv(size, DEPTH)
     # Tiles go in groups of GROUP rows, so that those that run together share what they read.
     group_tiles = GROUP * wide
@@ -88,7 +95,7 @@ def run(tile: _Tile, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, 
         TensorDescriptor.from_tensor(out, [tile.rows, tile.columns // tile.halves]),
         tokens, width, size, programs,
         ROWS=tile.rows, COLUMNS=tile.columns, DEPTH=tile.depth, HALVES=tile.halves, GROUP=8,
-        num_warps=tile.warps, num_stages=tile.stages,
+        num_warps=tile.warps, num_stages=tile.stages, **early(x.device, tokens),
     )  # fmt: skip
 
 

@@ -25,6 +25,14 @@ class Inputs(NamedTuple):
     offsets: torch.Tensor
 
 
+class Given(NamedTuple):
+    """A batch as the host writes it: ids and perhaps token types `[tokens]`, offsets `[items + 1]`. int32, pinned."""
+
+    ids: torch.Tensor
+    types: torch.Tensor | None
+    offsets: torch.Tensor
+
+
 class Outputs(NamedTuple):
     """What a forward leaves: hidden states `[tokens, hidden_size]`, and its head's outputs of one row an item."""
 
@@ -88,7 +96,7 @@ class Staged(NamedTuple):
 class Bucket:
     """One captured forward of exactly `tokens` tokens and at most `items` sequences, and the pinned memory that it reads.
 
-    The graph brings in ids, token types and offsets, and makes the rest of `Inputs` from the offsets.
+    The graph makes `Inputs` of what is `Given`, which it reads where the host wrote it.
     """
 
     def __init__(
@@ -100,19 +108,14 @@ class Bucket:
         self._first_position = first_position
         columns = 2 if token_types else 1
         host = torch.zeros(columns * tokens + items + 1, dtype=torch.int32, pin_memory=device.type == "cuda")
-        self._host, self._device = host, host.to(device)
-        view = host.numpy()
-        self._ids = view[:tokens]
-        self._types = view[tokens : 2 * tokens] if token_types else None
-        self._offsets = view[columns * tokens :]
-        positions, lo, hi = torch.zeros(3, tokens, dtype=torch.int32, device=device)
-        self.inputs = Inputs(
-            self._device[:tokens],
-            positions,
-            self._device[tokens : 2 * tokens] if token_types else None,
-            (lo, hi),
-            self._device[columns * tokens :],
+        self._given = Given(
+            host[:tokens], host[tokens : 2 * tokens] if token_types else None, host[columns * tokens :]
         )
+        self._ids, self._offsets = self._given.ids.numpy(), self._given.offsets.numpy()
+        self._types = None if self._given.types is None else self._given.types.numpy()
+        ids, positions, types, lo, hi = torch.zeros(5, tokens, dtype=torch.int32, device=device)
+        offsets = torch.zeros(items + 1, dtype=torch.int32, device=device)
+        self.inputs = Inputs(ids, positions, types if token_types else None, (lo, hi), offsets)
         self._graph = torch.cuda.CUDAGraph()
         self._done: torch.cuda.Event | None = None
 
@@ -126,7 +129,7 @@ class Bucket:
         self._ids[:tokens] = ids
         if self._types is not None:
             self._types[:tokens] = 0 if types is None else types
-        lengths.cumsum(dtype=np.int32, out=self._offsets[1 : items + 1])
+        self._offsets[1 : items + 1] = np.add.accumulate(lengths)
         self._offsets[items + 1 :] = tokens
 
     def capture(self, forward: Forward, pool: Any, warm_ups: int) -> None:
@@ -154,8 +157,7 @@ class Bucket:
         """Run `forward` directly on what was filled in."""
         from gpu_server.models.text.spread_kernel import spread
 
-        self._device.copy_(self._host, non_blocking=True)
-        spread(self.inputs, self._first_position)
+        spread(self._given, self.inputs, self._first_position)
         return forward(self.inputs)
 
 
@@ -199,6 +201,15 @@ class Graphs:
                 bucket.capture(self._forward, pool, 0 if turn else WARM_UPS)
         count = TURNS * len(self._buckets)
         return Captured(count, time.perf_counter() - started, free - _free_memory())
+
+    def run_each(self, progress: Callable[[float], None]) -> None:
+        """Run the forward once as each bucket will capture it, to compile what it compiles; `progress` as in `capture`."""
+        for done, turns in enumerate(reversed(self._buckets)):
+            progress(done / len(self._buckets))
+            bucket = turns[0]
+            lengths = filler(bucket.tokens, bucket.items, self._max_length)
+            bucket.fill(np.zeros(lengths.sum(), np.int32), lengths)
+            bucket.run(self._forward)
 
     def rehearse(
         self, ids: NDArray[np.int32], lengths: NDArray[np.int64], types: NDArray[np.int32] | None = None

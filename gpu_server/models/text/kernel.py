@@ -11,6 +11,9 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from gpu_server.models.text.triton_support import early
 
 LOG2E = 1.4426950408889634
 NO_REACH = 1 << 30
@@ -21,8 +24,11 @@ def _attend_tile(  # type: ignore[no-untyped-def]
     q_ptr, k_ptr, v_ptr, out_ptr, lo_ptr, hi_ptr,
     tokens, q_token, q_head, k_token, k_head, v_token, v_head, out_token, out_head, scale, reach,
     GROUP: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr,
-    ROWS: tl.constexpr, KEYS: tl.constexpr, PRECISION: tl.constexpr,
+    ROWS: tl.constexpr, KEYS: tl.constexpr, PRECISION: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
+    if EARLY:
+        gdc_wait()
+        gdc_launch_dependents()
     head = tl.program_id(0)
     row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, WIDTH)
@@ -113,6 +119,7 @@ def tiled_attention(
         tokens, *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], *out.stride()[:2], scale * LOG2E, reach,
         GROUP=heads // k.shape[1], DIM=dim, WIDTH=max(16, triton.next_power_of_2(dim)), CAUSAL=causal,
         WINDOW=reach < NO_REACH, PRECISION="ieee" if q.dtype == torch.float32 else "tf32", **tiles,
+        **early(q.device, tokens),
     )  # fmt: skip
     return out
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -36,8 +35,7 @@ PAIRS: Inputs = MappingProxyType({_IDS: ("i32", (-1,)), _TYPES: ("i32", (-1,))})
 """What a model takes whose items may be pairs of texts, which it tells apart by the types of their tokens."""
 
 
-@dataclass(frozen=True)
-class TextBatch:
+class TextBatch(NamedTuple):
     """A checked batch: where it lies to be run, and its ids and lengths on the host."""
 
     packed: Batch | Staged
@@ -74,7 +72,7 @@ class TextModel(Model):
         pooling: str = "",
         max_length: int = 0,
         graphs: bool = True,
-        compiled: bool = False,
+        compiled: bool = True,
         fused: bool = True,
     ) -> None:
         for name in pooling.split("+") if pooling else ():

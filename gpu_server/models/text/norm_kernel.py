@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from gpu_server.models.text.triton_support import early
 
 # From here on two rows a program were faster on an H200, below it one (docs/performance.md).
 _MANY_TOKENS = 2048
@@ -24,8 +27,11 @@ def _normalize(x, inside, column, scale_ptr, shift_ptr, eps, SIZE: tl.constexpr)
 @triton.jit  # type: ignore[untyped-decorator]
 def _norm_rows(  # type: ignore[no-untyped-def]
     x_ptr, scale_ptr, shift_ptr, out_ptr, tokens, eps,
-    SIZE: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr,
+    SIZE: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
+    if EARLY:
+        gdc_wait()
+        gdc_launch_dependents()
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, WIDTH)
     inside = (row < tokens)[:, None] & (column < SIZE)[None, :]
@@ -38,8 +44,11 @@ def _norm_rows(  # type: ignore[no-untyped-def]
 @triton.jit  # type: ignore[untyped-decorator]
 def _embed_token(  # type: ignore[no-untyped-def]
     ids_ptr, positions_ptr, types_ptr, words_ptr, places_ptr, kinds_ptr, scale_ptr, shift_ptr, out_ptr, eps,
-    SIZE: tl.constexpr, WIDTH: tl.constexpr, TYPES: tl.constexpr,
+    SIZE: tl.constexpr, WIDTH: tl.constexpr, TYPES: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
+    if EARLY:
+        gdc_wait()
+        gdc_launch_dependents()
     token = tl.program_id(0)
     column = tl.arange(0, WIDTH)[None, :]
     inside = column < SIZE
@@ -60,7 +69,7 @@ def layer_norm(x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, eps: f
     rows = 2 if tokens >= _MANY_TOKENS else 1
     _norm_rows[(triton.cdiv(tokens, rows),)](
         x, scale, shift, out, tokens, eps,
-        SIZE=size, WIDTH=triton.next_power_of_2(size), ROWS=rows, num_warps=rows,
+        SIZE=size, WIDTH=triton.next_power_of_2(size), ROWS=rows, num_warps=rows, **early(x.device, tokens),
     )  # fmt: skip
     return out
 
@@ -84,5 +93,6 @@ def embed(
     _embed_token[(len(ids),)](
         ids, positions, ids if types is None else types, words, places, kinds, scale, shift, out, eps,
         SIZE=size, WIDTH=triton.next_power_of_2(size), TYPES=types is not None, num_warps=1,
+        **early(out.device, len(ids)),
     )  # fmt: skip
     return out

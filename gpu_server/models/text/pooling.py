@@ -31,6 +31,17 @@ def pool_and_normalize(
     return vectors, normalized(vectors)
 
 
+def pool_after(hidden: torch.Tensor, offsets: torch.Tensor, pooling: str, skip: int) -> torch.Tensor:
+    """`pool`, as sentence-transformers leaves a prompt out: without the first `skip` tokens of each item.
+
+    An item that has no others gets its first token, zeros, or where the largest counts −infinity.
+    """
+    places = torch.arange(len(hidden), device=hidden.device) - offsets.long()[owners(offsets, len(hidden))]
+    kept = (places >= skip)[:, None]
+    vectors = [_pool_kept(hidden, offsets, name, kept, places) for name in pooling.split("+")]
+    return torch.cat(vectors, dim=1)
+
+
 def normalized(vectors: torch.Tensor) -> torch.Tensor:
     """Each row at unit length."""
     return torch.nn.functional.normalize(vectors, dim=-1)
@@ -66,6 +77,24 @@ def _pool(hidden: torch.Tensor, offsets: torch.Tensor, pooling: str) -> torch.Te
         return _reduce(hidden.float() * weights[:, None], offsets, "sum") * 2 / (count * (count + 1))
     mean = _reduce(hidden, offsets, "mean")
     return mean if pooling == "mean" else mean * count.sqrt()
+
+
+def _pool_kept(
+    hidden: torch.Tensor, offsets: torch.Tensor, pooling: str, kept: torch.Tensor, places: torch.Tensor
+) -> torch.Tensor:
+    """kept: bool `[tokens, 1]`. places: of each token in its item, from 0."""
+    count = _reduce(kept, offsets, "sum")
+    if pooling == "cls":
+        dropped = torch.where(count[:, 0] > 0, offsets.diff() - count[:, 0], 0)
+        return hidden.index_select(0, offsets[:-1] + dropped.to(offsets.dtype)).float()
+    if pooling == "lasttoken":
+        return last_tokens(hidden, offsets).float() * (count > 0)
+    if pooling == "max":
+        return _reduce(hidden.masked_fill(~kept, -torch.inf), offsets, "max")
+    weights = kept * (places + 1)[:, None] if pooling == "weightedmean" else kept
+    total = _reduce(weights, offsets, "sum").clamp(min=1)
+    summed = _reduce(hidden.float() * weights, offsets, "sum")
+    return summed / (total.sqrt() if pooling == "mean_sqrt_len_tokens" else total)
 
 
 def _reduce(hidden: torch.Tensor, offsets: torch.Tensor, how: str) -> torch.Tensor:

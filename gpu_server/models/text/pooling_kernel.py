@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from gpu_server.models.text.triton_support import early
 
 _TILE = 16_384
 _MODES = {"mean": 0, "cls": 1, "lasttoken": 2}
@@ -14,7 +17,11 @@ _MODES = {"mean": 0, "cls": 1, "lasttoken": 2}
 def _pool_item(  # type: ignore[no-untyped-def]
     hidden_ptr, offsets_ptr, vectors_ptr, unit_ptr,
     stride, DIM: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, MODE: tl.constexpr,
+    EARLY: tl.constexpr,
 ):  # fmt: skip
+    if EARLY:
+        gdc_wait()
+        gdc_launch_dependents()
     item = tl.program_id(0)
     column = tl.arange(0, WIDTH)
     inside = column < DIM
@@ -52,5 +59,6 @@ def pool_and_normalize(
     _pool_item[(items,)](
         hidden, offsets, vectors, unit, hidden.stride(0),
         DIM=dim, WIDTH=width, ROWS=max(1, min(32, _TILE // width)), MODE=_MODES[pooling], num_warps=8,
+        **early(hidden.device, len(hidden)),
     )  # fmt: skip
     return vectors, unit

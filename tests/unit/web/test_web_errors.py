@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from io import BytesIO
 from typing import Any
 
@@ -16,10 +17,14 @@ from hypothesis import strategies as st
 from gpu_server.client import Client
 from gpu_server.testing import FakeServer
 from gpu_server.wire import RequestHeader
+from gpu_server.wire.header import pack, unpack_request
 from web import create_app, get_client
+from web.context import traceparent
 from web.routes import TABLE
 from web.schemas import BODIES
 from web.settings import Settings
+
+VALID = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 
 
 def post(
@@ -125,6 +130,11 @@ def test_the_caller_s_request_id_comes_back(http: FlaskClient, given_id: str) ->
     assert http.get("/nope", headers=headers).headers["x-request-id"] == given_id
 
 
+def test_a_trace_id_is_the_request_id_of_who_sends_no_other(http: FlaskClient) -> None:
+    answer = http.get("/livez", headers={"traceparent": VALID})
+    assert answer.headers["x-request-id"] == VALID[3:35]
+
+
 @pytest.mark.parametrize("given_id", ["", "x" * 129, "a b", "é"])
 def test_another_request_id_is_made(http: FlaskClient, given_id: str) -> None:
     made = {http.get("/livez", headers={"x-request-id": given_id}).headers["x-request-id"] for _ in range(2)}
@@ -132,19 +142,16 @@ def test_another_request_id_is_made(http: FlaskClient, given_id: str) -> None:
     assert all(len(i) == 32 for i in made)
 
 
-VALID = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
-
-
 @pytest.mark.parametrize(
-    ("sent", "passed"),
+    "sent",
     [
-        (VALID, VALID),
-        ("", ""),
-        ("nonsense", ""),
-        (VALID.upper(), ""),
-        (VALID.replace("00-4", "ff-4"), ""),
-        (f"00-{'0' * 32}-00f067aa0ba902b7-01", ""),
-        (f"00-4bf92f3577b34da6a3ce929d0e0e4736-{'0' * 16}-01", ""),
+        VALID,
+        "",
+        "nonsense",
+        VALID.upper(),
+        VALID.replace("00-4", "ff-4"),
+        f"00-{'0' * 32}-00f067aa0ba902b7-01",
+        f"00-4bf92f3577b34da6a3ce929d0e0e4736-{'0' * 16}-01",
     ],
 )
 @pytest.mark.parametrize(
@@ -155,8 +162,8 @@ VALID = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
         ("/v1/models/echo/infer", {"inputs": {"x": [1]}}),
     ],
 )
-def test_a_valid_traceparent_reaches_the_daemon(
-    http: FlaskClient, monkeypatch: pytest.MonkeyPatch, sent: str, passed: str, path: str, body: Any
+def test_the_daemon_gets_a_valid_traceparent_or_one_made_of_the_request_id(
+    http: FlaskClient, monkeypatch: pytest.MonkeyPatch, sent: str, path: str, body: Any
 ) -> None:
     seen: list[str] = []
     real = FakeServer._answer
@@ -167,8 +174,22 @@ def test_a_valid_traceparent_reaches_the_daemon(
         return real(self, header, inputs)
 
     monkeypatch.setattr(FakeServer, "_answer", spy)
-    assert http.post(path, json=body, headers={"traceparent": sent}).status_code == 200
-    assert seen == [passed]
+    answer = http.post(path, json=body, headers={"traceparent": sent})
+    assert answer.status_code == 200
+    (passed,) = seen
+    if sent == VALID:
+        assert passed == VALID
+    else:
+        assert re.fullmatch(f"00-{answer.headers['x-request-id']}-[0-9a-f]{{16}}-00", passed)
+
+
+@given(st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_size=1, max_size=128))
+def test_a_caller_s_request_id_always_makes_the_same_valid_trace_id(given_id: str) -> None:
+    first, again = (traceparent({"HTTP_X_REQUEST_ID": given_id}) for _ in range(2))
+    assert first[:36] == again[:36]
+    assert (
+        unpack_request(pack(RequestHeader(v=1, id=b"i", op="infer", traceparent=first))).traceparent == first
+    )
 
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(), max_size=8)

@@ -114,7 +114,7 @@ def test_a_defect_is_500_without_its_details(
         raise KeyError("secret")
 
     app = create_app(client, Settings())
-    monkeypatch.setattr(client, "request", broken)
+    monkeypatch.setattr(client, "requests", broken)
     with caplog.at_level(logging.ERROR):
         answer = app.test_client().post("/embed", json={"inputs": "a"}, headers={"x-request-id": "r-17"})
     assert answer.status_code == 500

@@ -31,7 +31,10 @@ def double(inputs: Tensors, params: Any) -> dict[str, Any]:
 
 @pytest.fixture
 def http() -> Iterator[FlaskClient]:
-    info = ModelInfo(name="team/linear", version="3", inputs=(InputInfo("x", "f32", (2,)),))
+    info = ModelInfo(
+        name="team/linear", version="3", inputs=(InputInfo("x", "f32", (2,)),),
+        output_tensors=(InputInfo("y", "f32", (2,)), InputInfo("rows", "i64", (-1,)), InputInfo("blob", "bytes")),
+    )  # fmt: skip
     models = (FakeModel(info, double), echo_model(), embedding_model())
     with FakeServer(*models) as server, Client(server.endpoint) as client:
         yield create_app(client, Settings()).test_client()
@@ -60,6 +63,11 @@ def test_server_and_model_facts(http: FlaskClient) -> None:
         facts = http.get(path).get_json()
         assert (facts["name"], facts["versions"]) == ("team/linear", ["3"])
         assert facts["inputs"] == [{"name": "x", "datatype": "FP32", "shape": [-1, 2]}]
+        assert facts["outputs"] == [
+            {"name": "y", "datatype": "FP32", "shape": [-1, 2]},
+            {"name": "rows", "datatype": "INT64", "shape": [-1, -1]},
+            {"name": "blob", "datatype": "BYTES", "shape": [-1]},
+        ]
     text = http.get("/v2/models/embedding").get_json()["inputs"]
     assert {"name": "input_ids", "datatype": "INT32", "shape": [-1, -1]} in text
     assert {"name": "text", "datatype": "BYTES", "shape": [-1]} in text

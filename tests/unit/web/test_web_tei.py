@@ -60,6 +60,25 @@ def test_ids_after_a_prompt_become_text(http: FlaskClient) -> None:
     np.testing.assert_allclose(got, [unit(ids_of("query: hi"))] * 2, rtol=1e-6)
 
 
+def test_a_prompt_that_is_not_pooled_goes_with_its_length() -> None:
+    model = embedding_model("m")
+    assert model.info.text is not None
+    model.info.text.prompt_lengths = {"query": 7}
+    seen: list[object] = []
+    answer = model.handler
+
+    def watched(inputs: Tensors, params: Any) -> Any:
+        seen.append(params.get("prompt_length"))
+        return answer(inputs, params)
+
+    model.handler = watched
+    with FakeServer(model) as server, Client(server.endpoint) as client:
+        http = create_app(client, Settings(timeout_s=5)).test_client()
+        matrix(http, inputs=[ids_of("hi"), "hi"], prompt_name="query")
+        matrix(http, inputs="hi")
+    assert seen == [7, None]
+
+
 @pytest.mark.parametrize("side", ["right", "Right", None])
 def test_long_texts_are_cut_on_the_right(http: FlaskClient, side: str | None) -> None:
     got = matrix(http, inputs=["a" * 100 + "b", [97] * 100], truncation_direction=side, truncate=None)
@@ -83,6 +102,7 @@ def test_normalize_and_dimensions(http: FlaskClient) -> None:
 def test_headers_tell_what_it_took(http: FlaskClient) -> None:
     headers = http.post("/embed", json={"inputs": ["abc", "d"]}).headers
     assert headers["x-compute-type"] == "cpu"
+    assert headers["x-model-version"] == "1"
     assert headers["x-compute-characters"] == "4"
     assert headers["x-compute-tokens"] == "8"
     for name in ("compute", "total", "tokenization", "queue", "inference"):
@@ -163,14 +183,14 @@ def test_a_failure_of_the_model_has_its_status(
 def test_an_item_that_fails_alone_fails_the_request_by_name(
     http: FlaskClient, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = client.request
+    real = client.requests
 
-    def with_item_error(inputs: Tensors | None = None, **options: Any) -> Any:
-        reply = real(inputs, **options)
-        reply.header.item_errors = (ItemError(1, "out_of_memory", "no room"),)
-        return reply
+    def with_item_error(parts: list[Tensors], **options: Any) -> Any:
+        replies = real(parts, **options)
+        replies[0].header.item_errors = (ItemError(1, "out_of_memory", "no room"),)
+        return replies
 
-    monkeypatch.setattr(client, "request", with_item_error)
+    monkeypatch.setattr(client, "requests", with_item_error)
     answer = http.post("/embed", json={"inputs": ["a", "b"]})
     assert answer.status_code == 424
     assert answer.get_json()["error"] == "item 1: no room"

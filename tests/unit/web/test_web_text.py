@@ -75,6 +75,7 @@ def test_similarity_is_the_cosine(http: FlaskClient) -> None:
         ("/vertex", {"instances": []}, 422, "instances"),
         ("/vertex", {"instances": [{"inputs": "a"}, {"inputs": 1}]}, 422, "instances[1]"),
         ("/vertex", {"instances": [3]}, 422, "instances[0]"),
+        ("/vertex", {"instances": [{"inputs": "a"}] * 513}, 422, "instances"),
     ],
 )
 def test_a_bad_request_is_named(client: Client, path: str, body: Any, status: int, words: str) -> None:

@@ -125,7 +125,6 @@ def test_a_missing_file_is_named(make_model: Callable[..., Path], name: str) -> 
     ("file", "changes", "named"),
     [
         ("1_Pooling/config.json", {"pooling_mode": "median"}, "median"),
-        ("1_Pooling/config.json", {"include_prompt": False}, "include_prompt"),
         ("sentence_bert_config.json", {"transformer_task": "fill-mask"}, "fill-mask"),
     ],
 )
@@ -146,6 +145,7 @@ def test_a_setting_that_cannot_be_honoured_is_refused(
         ["sentence_transformers.models.Transformer", "sentence_transformers.models.Pooling",
          "sentence_transformers.models.Normalize", "sentence_transformers.models.Dense"],
         ["sentence_transformers.models.Router"],
+        ["sentence_transformers.models.Transformer", "sentence_transformers.cross_encoder.modules.LogitScore"],
         ["sentence_transformers.models.WordEmbeddings", "sentence_transformers.models.Pooling"],
         ["custom_st.Transformer", "sentence_transformers.models.Pooling"],
         ["sentence_transformers.models.Pooling", "sentence_transformers.models.Transformer"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import sys
 import types
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from gpu_server.errors import EngineStartFailed
+from gpu_server.errors import DeviceLost, EngineStartFailed, GPUServerError, OutOfMemory
 from gpu_server.models.text import attention, encoder, graphs
 from gpu_server.models.text.attention import Rule
 from gpu_server.models.text.forward import Forward
@@ -53,9 +54,14 @@ class Recorder:
         monkeypatch.setattr(attention, "_tiled", masked)
 
 
-def spread(inputs: graphs.Inputs, first_position: int) -> None:
+def spread(given: graphs.Given, inputs: graphs.Inputs, first_position: int) -> None:
     """What the kernel computes; outside the batch, padding."""
+    inputs.ids.copy_(given.ids)
+    inputs.offsets.copy_(given.offsets)
     inputs.ids[inputs.offsets[-1] :] = 0
+    if inputs.types is not None and given.types is not None:
+        inputs.types.copy_(given.types)
+        inputs.types[inputs.offsets[-1] :] = 0
     for section, fill in (
         (inputs.positions, first_position),
         (inputs.bounds[0], inputs.offsets[-1]),
@@ -178,5 +184,59 @@ def test_a_capture_that_fails_leaves_no_compiled_layers(
     forward = forward_of(make_model("bert"))
     with pytest.raises(EngineStartFailed, match="capturing the forward failed: no; start with --no-graphs"):
         capture(forward, compiled=True)
+    compiled_runs.clear()
     embed(forward, 5)
     assert compiled_runs == []
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no kernel"), FileNotFoundError("gcc")])
+def test_layers_that_do_not_compile_run_as_they_are(
+    make_model: MakeModel,
+    recorder: Recorder,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    error: Exception,
+) -> None:
+    def compiling(layer: Callable[..., Any], dynamic: bool) -> Callable[..., Any]:
+        def run(*_: Any, **__: Any) -> Any:
+            assert recorder.captured == []
+            raise error
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", compiling)
+    forward = forward_of(make_model("bert"))
+    with caplog.at_level(logging.WARNING):
+        capture(forward, compiled=True)
+    assert forward.runs == "graphs"
+    assert len(recorder.captured) == graphs.TURNS * len(graphs.ladder(MAX_TOKENS))
+    assert "--no-compile" in caplog.text
+    assert embed(forward, 5).shape == (1, 32)
+
+
+@pytest.mark.parametrize(
+    ("error", "told", "reason"),
+    [
+        (torch.OutOfMemoryError("out of memory\nand more"), OutOfMemory, "lower max_batch_tokens"),
+        (torch.AcceleratorError("CUDA error: an illegal memory access"), DeviceLost, "illegal memory access"),
+        (
+            torch.AcceleratorError("CUDA error: operation not permitted when stream is capturing"),
+            EngineStartFailed,
+            "start with --no-graphs",
+        ),
+    ],
+)
+def test_what_a_failed_capture_is_called(
+    make_model: MakeModel,
+    recorder: Recorder,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    told: type[GPUServerError],
+    reason: str,
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(graphs.Bucket, "capture", fail)
+    with pytest.raises(told, match=reason):
+        capture(forward_of(make_model("bert")))

@@ -10,7 +10,7 @@ import torch
 from torch.nn.functional import gelu, linear
 from torch.nn.functional import layer_norm as torch_layer_norm
 
-from gpu_server.models.text.graphs import Inputs
+from gpu_server.models.text.graphs import Given, Inputs
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 GPU = torch.device("cuda")
@@ -88,14 +88,21 @@ def test_spread(lengths: list[int], with_types: bool) -> None:
     from gpu_server.models.text.spread_kernel import spread
 
     tokens, items, total = 4096, 300, sum(lengths)
-    stale = torch.full((5, tokens), 77, dtype=torch.int32, device=GPU)
+    ids, positions, kinds, lo, hi = torch.full((5, tokens), 77, dtype=torch.int32, device=GPU)
     ends = np.cumsum(lengths)
     offsets = torch.full((items + 1,), total, dtype=torch.int32)
     offsets[0], offsets[1 : len(lengths) + 1] = 0, torch.from_numpy(ends)
-    ids, positions, kinds, lo, hi = stale
-    spread(Inputs(ids, positions, kinds if with_types else None, (lo, hi), offsets.to(GPU)), 2)
-    assert (ids[:total] == 77).all()
+    given = Given(*(rows.pin_memory() for rows in (*torch.randint(0, 99, (2, tokens)).int(), offsets)))
+    inputs = Inputs(
+        ids, positions, kinds if with_types else None, (lo, hi), torch.empty_like(offsets, device=GPU)
+    )
+    spread(given if with_types else given._replace(types=None), inputs, 2)
+    assert torch.equal(ids[:total].cpu(), given.ids[:total])
     assert (ids[total:] == 0).all()
+    assert torch.equal(inputs.offsets.cpu(), offsets)
+    if with_types:
+        assert given.types is not None
+        assert torch.equal(kinds[:total].cpu(), given.types[:total])
     assert (kinds[total:] == (0 if with_types else 77)).all()
     for start, end in itertools.pairwise([0, *ends.tolist()]):
         assert torch.equal(positions[start:end].cpu(), torch.arange(end - start, dtype=torch.int32) + 2)

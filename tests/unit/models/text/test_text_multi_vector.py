@@ -17,12 +17,13 @@ from gpu_server.wire import Tensors
 
 MakeModel = Callable[..., Path]
 SPECIAL = (1, 2)
+FAMILY = "xlm-roberta"
 ROWS = [np.array([1, *row, 2], np.int32) for row in [*rows_of([5, 40, 1]), [7, 7, 9, 7]]]
 
 
 @pytest.fixture(params=["pt", "safetensors"])
 def folder(request: pytest.FixtureRequest, make_model: MakeModel) -> Path:
-    made = make_model("xlm-roberta", pooling="cls", normalize=True, pad_token_id=0)
+    made = make_model(FAMILY, pooling="cls", normalize=True, pad_token_id=0)
     tokenizer = (made / "tokenizer.json").read_text()
     # As WordLevel saves it, no token is special; the real file lists them.
     listed = ", ".join(

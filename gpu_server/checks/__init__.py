@@ -1,0 +1,1 @@
+"""What `gpu-server check` looks at: one module a subject, one function a finding; torch and Gunicorn in subprocesses."""

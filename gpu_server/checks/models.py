@@ -1,0 +1,68 @@
+"""Findings on the models: they load and run in a process of their own, as an engine would have them."""
+
+from __future__ import annotations
+
+import json
+
+import msgspec
+
+from gpu_server import source
+from gpu_server.checks import probe
+from gpu_server.checks.finding import Finding, fine
+from gpu_server.config import Config, ModelConfig
+from gpu_server.daemon import model_set
+from gpu_server.errors import ConfigError
+from gpu_server.wire.events import EngineSpec
+
+
+def names(config: Config) -> list[Finding]:
+    """What can be told of the models without loading them; empty where nothing speaks against that."""
+    found = []
+    for model in config.models or (ModelConfig(),):
+        try:
+            source.check(model.source)
+        except ConfigError as error:
+            found.append(
+                Finding("model", "error", str(error), "name module:Class, a folder or a hub id that is there")
+            )
+    return found
+
+
+def load(config: Config, timeout_s: float) -> list[Finding]:
+    """Load and run all models, together as the engine has them."""
+    try:
+        spec = json.loads(msgspec.json.encode(_spec(config)))
+        answer = probe.run("model", spec, timeout_s=timeout_s)
+    except (probe.ProbeFailed, ConfigError) as error:
+        return [
+            Finding("model", "error", str(error), "gpu-server start --log-level debug shows the traceback")
+        ]
+    return [_loaded(model, answer["device"]) for model in answer["models"]]
+
+
+def _loaded(model: dict[str, object], device: str) -> Finding:
+    how = ", ".join(str(model[key]) for key in ("kind", "dtype", "runs") if model[key])
+    if not model["example"]:
+        said = f"{model['name']} loads on {device} ({how}); it has no example(), so it was not run"
+        return Finding("model", "info", said, "give the class an example(): the daemon warms up with it")
+    return fine("model", f"{model['name']} loads and runs on {device} ({how})")
+
+
+def _spec(config: Config) -> EngineSpec:
+    engine = config.engine
+    return EngineSpec(
+        endpoint="",
+        device=engine.device,
+        threads=engine.threads,
+        max_memory_mb=engine.max_memory_mb,
+        max_batch_tokens=engine.max_batch_tokens,
+        max_batch_items=engine.max_batch_items,
+        batches_in_flight=engine.batches_in_flight,
+        max_batch_bytes=config.limits.max_queue_bytes,
+        graphs=engine.graphs,
+        compiled=engine.compile,
+        fused=engine.fused,
+        log_level="error",
+        log_format="text",
+        models=model_set.from_config(config.models),
+    )

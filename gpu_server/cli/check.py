@@ -1,0 +1,103 @@
+"""`gpu-server check`: look at this machine, the daemon and the web tier, and say what is wrong and how to mend it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import click
+import msgspec
+
+from gpu_server import config, source
+from gpu_server import endpoint as endpoints
+from gpu_server.checks import daemon, device, models, probe, web
+from gpu_server.checks.finding import Finding
+from gpu_server.cli import options
+from gpu_server.client import Client
+
+TORCH_TIMEOUT_S = 120.0
+LOAD_TIMEOUT_S = 900.0
+MARKS = {"ok": "ok     ", "info": "info   ", "warning": "WARNING", "error": "ERROR  "}
+
+
+@click.command("check")
+@click.argument("sources", nargs=-1, metavar="[MODEL]...")
+@click.option("--config", "path", type=click.Path(path_type=Path), help="The daemon's TOML file.")
+@options.endpoint
+@click.option(
+    "--gunicorn", "gunicorn", default=web.STOCK, show_default=True, help="Gunicorn's options and the app."
+)
+@click.option("--gunicorn-pid", type=click.IntRange(1), help="A running master, whose own they are.")
+@click.option(
+    "--load/--no-load",
+    "load",
+    default=None,
+    help="Load and run the models in a process of their own.  [default: unless a daemon serves]",
+)
+@options.as_json
+def command(
+    sources: tuple[str, ...],
+    path: Path | None,
+    endpoint: str | None,
+    gunicorn: str,
+    gunicorn_pid: int | None,
+    load: bool | None,
+    as_json: bool,
+) -> None:
+    """Look at driver, torch, models, socket, daemon, Gunicorn's settings and what its app imports.
+
+    MODEL is as in `start`. Nothing is changed, and what may crash runs in processes of its own. Exits with 1 on an error.
+    """
+    settings = config.load(path, None, sources)
+    url = endpoint or settings.server.endpoint or endpoints.client_default()
+    source.search_current_folder()
+    found = [*machine(), *the_daemon(url)]
+    serving = any(finding.check == "daemon" and finding.severity == "ok" for finding in found)
+    found += the_models(settings, not serving if load is None else load)
+    tier = web.Gunicorn.running(gunicorn_pid) if gunicorn_pid else web.Gunicorn.given(gunicorn)
+    found += web.look(tier)
+    click.echo(msgspec.json.encode(found).decode() if as_json else show(found))
+    if any(finding.severity == "error" for finding in found):
+        raise click.exceptions.Exit(1)
+
+
+def machine() -> list[Finding]:
+    """Driver and torch."""
+    facts = device.read_driver()
+    try:
+        built = probe.run("torch_build", {}, timeout_s=TORCH_TIMEOUT_S, env=os.environ)
+    except probe.ProbeFailed as error:
+        broken = Finding("torch", "error", f"importing torch ends its process: {error}", "install torch anew")
+        return [device.driver(facts), broken]
+    return [device.driver(facts), device.torch_build(built, facts)]
+
+
+def the_daemon(url: str) -> list[Finding]:
+    """Socket, leftovers, and what the daemon says of itself if it can be reached."""
+    found = [daemon.socket(url)]
+    if found[0].severity == "ok":
+        left = daemon.leftovers(url)
+        if left is not None:
+            return [*found, left]
+        with Client(url, timeout_s=daemon.TIMEOUT_S) as client:
+            found += daemon.serving(client)
+    return found
+
+
+def the_models(settings: config.Config, load: bool) -> Sequence[Finding]:
+    """What is wrong with the models; loads them only if nothing is wrong before."""
+    found = models.names(settings)
+    if found or not load:
+        return found
+    return models.load(settings, LOAD_TIMEOUT_S)
+
+
+def show(found: Iterable[Finding]) -> str:
+    """A line for each finding, and below it what to do."""
+    lines = []
+    for finding in found:
+        lines.append(f"{MARKS[finding.severity]}  {finding.check:<9}  {finding.found}")
+        if finding.fix and finding.severity != "ok":
+            lines.append(f"{'':>20}→ {finding.fix}")
+    return "\n".join(lines)

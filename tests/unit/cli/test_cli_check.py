@@ -1,0 +1,94 @@
+"""`gpu-server check` and `gpu-server autoscale` as commands: what they print, and what they exit with."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from gpu_server.checks import device, probe, web
+from gpu_server.checks.finding import Finding
+from gpu_server.cli import autoscale, check
+from gpu_server.errors import ConfigError
+from gpu_server.testing import FakeServer
+
+CPU_ONLY = {"nodes": [], "kernel": False, "gpus": [], "error": ""}
+TORCH = {"version": "2.13.0", "cuda": "", "devices": []}
+LOADED = {
+    "device": "cpu",
+    "models": [{"name": "m", "kind": "custom", "dtype": "", "runs": "", "example": True}],
+}
+
+
+@pytest.fixture
+def probed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Probes that answer without a process; the names of those that were asked."""
+    asked: list[str] = []
+
+    def run(name: str, given: Any, **options: Any) -> dict[str, Any]:
+        asked.append(name)
+        return {"torch_build": TORCH, "model": LOADED}[name]
+
+    monkeypatch.setattr(probe, "run", run)
+    monkeypatch.setattr(device, "read_driver", lambda: CPU_ONLY)
+    monkeypatch.setattr(web, "look", lambda tier: [Finding("gunicorn", "warning", "sync", "-k gthread")])
+    return asked
+
+
+def ran(*arguments: str) -> Result:
+    return CliRunner().invoke(check.command, arguments)
+
+
+def test_without_a_daemon_the_models_are_loaded(probed: list[str]) -> None:
+    result = ran()
+    assert result.exit_code == 0, result.output
+    assert probed == ["torch_build", "model"]
+    assert "WARNING  gunicorn   sync\n" + " " * 20 + "→ -k gthread" in result.output
+    assert "m loads and runs on cpu (custom)" in result.output
+
+
+def test_beside_a_daemon_that_serves_they_are_not(own_endpoint: str, probed: list[str]) -> None:
+    with FakeServer(endpoint=own_endpoint):
+        found = json.loads(ran("--json").output)
+        assert ran("--load").exit_code == 0
+    assert [f["check"] for f in found] == ["driver", "torch", "socket", "daemon", "versions", "gunicorn"]
+    assert probed == ["torch_build", "torch_build", "model"]
+
+
+def test_an_error_is_exit_1_and_stops_what_builds_on_it(probed: list[str]) -> None:
+    result = ran("no.such:Class", "--json")
+    assert result.exit_code == 1
+    assert "model" not in probed
+    (wrong,) = [f for f in json.loads(result.output) if f["severity"] == "error"]
+    assert wrong["check"] == "model"
+    assert wrong["fix"]
+
+
+def test_a_probe_that_dies_is_a_finding(probed: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def dies(name: str, given: Any, **options: Any) -> dict[str, Any]:
+        raise probe.ProbeFailed("killed by signal 11")
+
+    monkeypatch.setattr(probe, "run", dies)
+    result = ran("--no-load")
+    assert result.exit_code == 1
+    assert "importing torch ends its process: killed by signal 11" in result.output
+
+
+@pytest.mark.parametrize("given", [(), ("--pid", "1", "--systemd", "a.service")])
+def test_one_way_to_name_gunicorn(given: tuple[str, ...]) -> None:
+    result = CliRunner().invoke(autoscale.command, given)
+    assert result.exit_code == 2
+    assert "--pidfile" in result.output
+
+
+def test_what_names_no_gunicorn(tmp_path: Path) -> None:
+    pidfile = tmp_path / "pid"
+    for text, words in (("", "names no running process"), (f"{os.getpid()}\n", "is not Gunicorn")):
+        pidfile.write_text(text)
+        result = CliRunner().invoke(autoscale.command, ["--pidfile", str(pidfile)])
+        assert isinstance(result.exception, ConfigError)
+        assert words in str(result.exception)
