@@ -64,7 +64,10 @@ class Pace:
         return max(seconds, kept_s)
 
     def due(self, running: Collection[Batch]) -> float | None:
-        """When the next batch should be sent behind those `running`, oldest first; None where that cannot be foreseen."""
+        """When the next batch should be sent behind those `running`, oldest first; None where that cannot be foreseen.
+
+        What has run for twice its time is not foreseen any more: a batch sent behind it would wait closed to late arrivals.
+        """
         if not running:
             return -math.inf
         seconds, error = 0.0, 0.0
@@ -75,4 +78,6 @@ class Pace:
             seconds += times.estimate(batch.cost)
             error += times.error
         started = max(next(iter(running)).sent, self._last_done)
+        if self._clock() > started + 2 * (seconds + error):
+            return None
         return started + seconds - 2 * error - LEAD_S

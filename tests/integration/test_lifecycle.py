@@ -105,7 +105,7 @@ def test_a_slow_load_is_visible_and_nobody_is_let_in_before_the_warm_up(
     with pytest.raises(ModelLoading):
         ask(running.client, 1)
     assert running.client.hello().models == ()
-    assert "gpu_server_ready 0.0" in running.client.metrics()
+    assert "\ngpu_server_ready 0\n" in running.client.metrics()
     load.touch()
     until(shows("warming up Gated"), "the warm-up is shown")
     warming = running.client.status()
@@ -116,7 +116,7 @@ def test_a_slow_load_is_visible_and_nobody_is_let_in_before_the_warm_up(
     warm.touch()
     running.wait_ready()
     assert ask(running.client, 4) == [9]
-    assert "gpu_server_ready 1.0" in running.client.metrics()
+    assert "\ngpu_server_ready 1\n" in running.client.metrics()
     assert running.client.status().progress == 1.0
 
 

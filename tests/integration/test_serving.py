@@ -30,7 +30,8 @@ pytestmark = pytest.mark.slow
 def server() -> Iterator[RunningDaemon]:
     with tempfile.TemporaryDirectory(prefix="gs-") as folder:
         sources = (f"served_models:{name}" for name in ("Numbers", "Network", "Picky"))
-        running = RunningDaemon(f"ipc://{folder}/s", *sources)
+        # A batch sent ahead of a held one could not be withdrawn any more.
+        running = RunningDaemon(f"ipc://{folder}/s", "--batches-in-flight", "1", *sources)
         try:
             yield running.wait_ready()
         finally:

@@ -76,3 +76,13 @@ def test_batches_of_one_size_are_enough(clock: Clock) -> None:
     for _ in range(LEARNT):
         pace.learn(batch(100), 3e-3)
     assert pace.due([batch(200, clock.now)]) == pytest.approx(clock.now + 3e-3 - LEAD_S, abs=1e-3)
+
+
+def test_what_runs_far_longer_than_foreseen_is_not_foreseen(clock: Clock) -> None:
+    pace = taught(clock)
+    clock.advance(5)
+    running = [batch(1000, clock.now)]
+    clock.advance(3e-3)
+    assert pace.due(running) is not None
+    clock.advance(3e-3)
+    assert pace.due(running) is None
