@@ -28,7 +28,7 @@ from gpu_server.wire import (
 )
 from gpu_server.wire.documents import EngineStatus, ModelInfo
 from gpu_server.wire.events import EngineSpec, Event, pack, unpack_event
-from gpu_server.wire.monitoring import EngineMemory
+from gpu_server.wire.monitoring import EngineMemory, GPUStatus
 
 LinkState = Literal["loading", "ready", "failed", "dead", "stopping"]
 BatchDone = Callable[[Batch, ReplyHeader, Tensors], None]
@@ -47,6 +47,7 @@ class EngineLink:
         self.event = Event(kind="progress", phase="starting")
         self.heard = time.monotonic()
         self.memory = EngineMemory()
+        self.gpu: GPUStatus | None = None
         self.models: dict[str, ModelInfo] = {}
         self.tokenizers: dict[str, bytes] = {}
         self.batches: dict[bytes, Batch] = {}
@@ -174,6 +175,9 @@ class EngineLink:
         self.heard = time.monotonic()
         if event.kind == "memory":
             self.memory = event.memory
+            return
+        if event.kind == "gpu":
+            self.gpu = event.gpu
             return
         device = event.device or self.event.device
         self.event = event

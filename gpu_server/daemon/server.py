@@ -240,7 +240,6 @@ class Daemon:
         self._router.flush()
         if self._scrape is not None:
             self._scrape.close()
-        self._view.close()
         self._control.close(STOP_LINGER_MS)
         self._supervisor.stop()
         self._text.close()

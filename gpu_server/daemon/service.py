@@ -225,7 +225,7 @@ class Service:
 
     def _infer(self, peer: bytes, header: RequestHeader, inputs: Tensors) -> None:
         if self.draining:
-            raise ShuttingDown("the server is stopping")
+            raise ShuttingDown("the server takes no new requests: it drains or stops")
         info = admission.find_model(header.model, self.models, self.phase)
         key = (peer, header.id)
         if key in self._ledger or key in self._tokenizing:

@@ -9,7 +9,6 @@ import msgspec
 
 from gpu_server._version import __version__
 from gpu_server.config import Config
-from gpu_server.daemon.gpus import GPUs
 from gpu_server.daemon.history import EVERY_S, Moment, Recorder
 from gpu_server.daemon.memory import MemoryWatch, by_device
 from gpu_server.daemon.metrics import Metrics
@@ -21,7 +20,7 @@ from gpu_server.daemon.supervisor import Supervisor
 from gpu_server.errors import InvalidRequest
 from gpu_server.wire import Limits, RequestHeader, Tensors, document
 from gpu_server.wire.documents import Hello, QueueStatus, State, Status, to_json
-from gpu_server.wire.monitoring import EngineMemory, History, report_from_json
+from gpu_server.wire.monitoring import EngineMemory, GPUStatus, History, report_from_json
 from gpu_server.wire.monitoring import to_json as monitoring_json
 
 
@@ -52,7 +51,6 @@ class View:
         self._started = clock()
         self._recorder = Recorder(metrics, self._started)
         self._memory_watch = MemoryWatch()
-        self._gpus = GPUs()
 
     @property
     def due(self) -> float:
@@ -60,24 +58,19 @@ class View:
         return self._recorder.due
 
     def tick(self) -> None:
-        """Keep a point of history, look at the memory, and follow the GPUs in use."""
+        """Keep a point of history, and look at the memory."""
         devices = self._devices()
         self._memory_watch.check(devices)
-        self._gpus.watch(tuple(sorted({memory.gpu for memory in devices.values() if memory.gpu})))
         moment = Moment(
             queue_items=self._scheduler.items,
             in_flight=self._service.open_requests,
             memory=next(
                 iter(by_device(("", memory) for memory in devices.values()).values()), EngineMemory()
             ),
-            gpus=self._gpus.seen,
+            gpus=self._gpus(),
             web=self._metrics.web.status(),
         )
         self._recorder.record(self._clock(), moment)
-
-    def close(self) -> None:
-        """Stop looking at the GPUs."""
-        self._gpus.close()
 
     def state(self) -> State:
         """The daemon's state in one word."""
@@ -111,7 +104,7 @@ class View:
                 bytes=self._scheduler.bytes,
             ),
             counters=self._metrics.counters(),
-            gpus=self._gpus.seen,
+            gpus=self._gpus(),
             web=self._metrics.web.status(),
         )
 
@@ -184,6 +177,11 @@ class View:
             (link.event.device.partition(" ")[0], link.memory) for link in links if link.event.device
         )
 
+    def _gpus(self) -> tuple[GPUStatus, ...]:
+        """The GPUs in use, as their engines last saw them."""
+        seen = {link.gpu.uuid: link.gpu for link in self._supervisor.links if link.gpu is not None}
+        return tuple(seen.values())
+
     def _memory(self) -> Iterator[tuple[str, Series]]:
         devices = self._devices()
         for part in ("allocated", "reserved", "peak", "limit", "free", "total"):
@@ -199,7 +197,7 @@ class View:
         )
 
     def _gpu(self) -> Iterator[tuple[str, Series]]:
-        seen = self._gpus.seen
+        seen = self._gpus()
         yield "gpu_memory_used_bytes", {(gpu.uuid,): gpu.memory_used for gpu in seen}
         yield "gpu_utilization_ratio", {(gpu.uuid,): gpu.utilization for gpu in seen}
         yield "gpu_power_watts", {(gpu.uuid,): gpu.power_w for gpu in seen}

@@ -7,6 +7,8 @@ import importlib.util
 import logging
 import os
 import sys
+import threading
+from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+Tell = Callable[[Event], None]
+
 GC_THRESHOLD = 50_000
 
 
@@ -43,21 +47,33 @@ def main(spec_bytes: bytes, pipe: Connection) -> None:
     socket_path = endpoints.ipc_path(spec.endpoint)
     parent.die_with_parent(pipe, lambda: _unlink(socket_path))
     logs.setup(spec.log_level, spec.log_format, "engine")
+    tell = _teller(pipe)
     serving = False
     try:
         with zmq.Context() as context, context.socket(zmq.ROUTER) as socket:
-            server = _start(spec, pipe, socket)
+            server = _start(spec, tell, socket)
             serving = True
             server.serve()
     except Exception as error:  # noqa: BLE001 - the process boundary: every end is told to the daemon
-        sys.exit(_report(pipe, error, serving))
+        sys.exit(_report(tell, error, serving))
 
 
-def _start(spec: EngineSpec, pipe: Connection, socket: zmq.Socket[bytes]) -> EngineServer:
+def _teller(pipe: Connection) -> Tell:
+    """Sends events over the pipe, from any thread."""
+    lock = threading.Lock()
+
+    def tell(event: Event) -> None:
+        with lock:
+            pipe.send_bytes(pack(event))
+
+    return tell
+
+
+def _start(spec: EngineSpec, tell: Tell, socket: zmq.Socket[bytes]) -> EngineServer:
     """Load every model, bind the socket and say ready."""
 
     def progress(phase: str, done: float, device: str = "") -> None:
-        pipe.send_bytes(pack(Event(kind="progress", phase=phase, progress=done, device=device)))
+        tell(Event(kind="progress", phase=phase, progress=done, device=device))
 
     if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:
         # Without it, batches of changing sizes leave the device's memory in pieces too small for the next.
@@ -66,7 +82,7 @@ def _start(spec: EngineSpec, pipe: Connection, socket: zmq.Socket[bytes]) -> Eng
     if importlib.util.find_spec("torch") is None:
         raise MissingDependency(f"torch is not installed; {INSTALL_SERVER}")
     from gpu_server.engine import device as devices
-    from gpu_server.engine import memory
+    from gpu_server.engine import gpu, memory
     from gpu_server.engine.loader import LoadedModel, load
     from gpu_server.engine.server import EngineServer
 
@@ -93,14 +109,15 @@ def _start(spec: EngineSpec, pipe: Connection, socket: zmq.Socket[bytes]) -> Eng
         device,
         spec.max_memory_mb,
         taken,
-        lambda seen: pipe.send_bytes(pack(Event(kind="memory", memory=seen))),
+        lambda seen: tell(Event(kind="memory", memory=seen)),
     )
     reporter.tick()
     # What is loaded stays. Walking it now and then would hold up a batch for milliseconds.
     gc.collect()
     gc.freeze()
     gc.set_threshold(GC_THRESHOLD, 50, 100)
-    pipe.send_bytes(pack(Event(kind="ready", progress=1.0, device=name, models=infos)))
+    tell(Event(kind="ready", progress=1.0, device=name, models=infos))
+    gpu.watch(memory.uuid(device), lambda seen: tell(Event(kind="gpu", gpu=seen)))
     return EngineServer(
         socket,
         models,
@@ -110,7 +127,7 @@ def _start(spec: EngineSpec, pipe: Connection, socket: zmq.Socket[bytes]) -> Eng
     )
 
 
-def _report(pipe: Connection, error: Exception, serving: bool) -> int:
+def _report(tell: Tell, error: Exception, serving: bool) -> int:
     """Tell the daemon why this engine ends, and choose the exit code that says the same.
 
     Permanent is only what a fresh process would meet again: a failed start, unless the device was to blame.
@@ -126,7 +143,7 @@ def _report(pipe: Connection, error: Exception, serving: bool) -> int:
         kind="failed", message=message, exit_code=code, permanent=not fault and not serving, fault=fault
     )
     with suppress(OSError):
-        pipe.send_bytes(pack(event))
+        tell(event)
     return DeviceLost.exit_code if fault else code
 
 

@@ -1,4 +1,4 @@
-"""What the engine process tells its daemon over their pipe while it starts; MessagePack, like everything else."""
+"""What the engine process tells its daemon over their pipe: its start, its memory, its GPU. MessagePack, like all else."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Literal
 import msgspec
 
 from gpu_server.wire.documents import ModelInfo
-from gpu_server.wire.monitoring import EngineMemory
+from gpu_server.wire.monitoring import EngineMemory, GPUStatus
 
 
 class Event(msgspec.Struct, omit_defaults=True, kw_only=True):
@@ -18,7 +18,7 @@ class Event(msgspec.Struct, omit_defaults=True, kw_only=True):
     not to blame: the device itself, or the room in its memory.
     """
 
-    kind: Literal["progress", "ready", "failed", "memory"]
+    kind: Literal["progress", "ready", "failed", "memory", "gpu"]
     phase: str = ""
     progress: float = 0.0
     device: str = ""
@@ -28,6 +28,7 @@ class Event(msgspec.Struct, omit_defaults=True, kw_only=True):
     permanent: bool = False
     fault: Literal["", "device", "memory"] = ""
     memory: EngineMemory = EngineMemory()
+    gpu: GPUStatus | None = None
 
 
 class EngineSpec(msgspec.Struct, kw_only=True):

@@ -50,8 +50,8 @@ def test_the_bound_holds_and_is_told(device: torch.device) -> None:
 
 def test_nvml_knows_the_gpu_by_the_engines_name_for_it(device: torch.device) -> None:
     pynvml = pytest.importorskip("pynvml")
-    from gpu_server.daemon.gpus import sample
     from gpu_server.engine import memory
+    from gpu_server.engine.gpu import sample
 
     pynvml.nvmlInit()
     try:

@@ -9,6 +9,7 @@ from gpu_server.daemon.request import Batch, Request
 from gpu_server.wire import ReplyHeader, Tensor, Tensors, Timing
 from gpu_server.wire.documents import EngineStatus, ModelInfo
 from gpu_server.wire.events import Event
+from gpu_server.wire.monitoring import GPUStatus
 
 _ids = itertools.count(1)
 
@@ -71,6 +72,7 @@ class FakeLink:
         self.pid = pid
         self.code: int | None = None
         self.calls: list[str] = []
+        self.gpu: GPUStatus | None = None
         self.dies_at_once = True
         self.ends_when_killed = True
         self.inputs: dict[int, Tensors] = {}

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import sys
-import threading
 from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from gpu_server.daemon.gpus import GPUs, sample
+from gpu_server.engine.gpu import sample, watch
+from gpu_server.wire.monitoring import GPUStatus
 
 
 class NVMLError(Exception):
@@ -17,9 +17,8 @@ class NVMLError(Exception):
 
 @pytest.fixture
 def nvml(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The package `pynvml` with one GPU; `sampled` is set when it has been asked for the power."""
+    """The package `pynvml` with one GPU."""
     fake = ModuleType("pynvml")
-    sampled = threading.Event()
 
     def handle(uuid: str) -> str:
         if uuid != "GPU-1":
@@ -27,13 +26,11 @@ def nvml(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
         return uuid
 
     def power(handle: str) -> int:
-        sampled.set()
         return 250_500
 
     for name, value in {
         "NVMLError": NVMLError,
         "NVML_TEMPERATURE_GPU": 0,
-        "sampled": sampled,
         "nvmlInit": lambda: None,
         "nvmlShutdown": lambda: None,
         "nvmlDeviceGetHandleByUUID": handle,
@@ -64,24 +61,35 @@ def test_what_a_driver_does_not_tell_is_0(nvml: ModuleType, monkeypatch: pytest.
     assert sample(nvml, "GPU-2").memory_total == 0
 
 
-def test_the_thread_starts_with_the_first_gpu_and_ends(nvml: ModuleType) -> None:
-    before = threading.active_count()
-    gpus = GPUs(every_s=0.001)
-    gpus.watch(())
-    assert threading.active_count() == before
-    gpus.watch(("GPU-1",))
-    assert nvml.sampled.wait(10)
-    gpus.close()
-    assert gpus._thread is not None
-    gpus._thread.join(10)
-    assert not gpus._thread.is_alive()
-    assert [gpu.uuid for gpu in gpus.seen] == ["GPU-1"]
+def test_a_gpu_is_told_of_until_nobody_listens(nvml: ModuleType) -> None:
+    told: list[GPUStatus] = []
+
+    def tell(status: GPUStatus) -> None:
+        told.append(status)
+        if len(told) == 3:
+            raise BrokenPipeError
+
+    thread = watch("GPU-1", tell, every_s=0.001)
+    assert thread is not None
+    thread.join(10)
+    assert not thread.is_alive()
+    assert [gpu.uuid for gpu in told] == ["GPU-1"] * 3
 
 
-def test_without_the_package_there_is_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_package_or_a_gpu_there_is_nothing(
+    nvml: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert watch("", lambda status: None) is None
     monkeypatch.setitem(sys.modules, "pynvml", None)
-    gpus = GPUs()
-    gpus.watch(("GPU-1",))
-    assert gpus._thread is not None
-    gpus._thread.join(10)
-    assert gpus.seen == ()
+    assert watch("GPU-1", lambda status: None) is None
+
+
+def test_a_driver_that_does_not_answer_ends_it(nvml: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> None:
+        raise NVMLError
+
+    monkeypatch.setattr(nvml, "nvmlInit", refuse)
+    thread = watch("GPU-1", lambda status: None)
+    assert thread is not None
+    thread.join(10)
+    assert not thread.is_alive()
