@@ -168,7 +168,7 @@ class Backend:
         limit = self.settings.max_client_batch_size
         if items > limit:
             raise InvalidRequest(
-                f"{field}: batch size {items} > maximum allowed batch size {limit}",
+                f"{field}: batch size {items} > maximum allowed batch size {limit} (max_client_batch_size)",
                 {"field": field, "limit": "max_client_batch_size"},
             )
 

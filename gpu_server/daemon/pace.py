@@ -13,6 +13,8 @@ from gpu_server.daemon.request import Batch
 
 LEAD_S = 0.0003
 """How long before the end of one batch the next should leave: about what its way to the engine and its launch take."""
+SHORTEST_S = 0.0005
+"""Batches that run no longer are not foreseen: the next would leave at once, small, each at the price of a large one."""
 LEARNT = 16
 """Batches of a model after which its times are believed."""
 RECENT = 1 / 32
@@ -77,6 +79,8 @@ class Pace:
                 return None
             seconds += times.estimate(batch.cost)
             error += times.error
+        if seconds <= SHORTEST_S:
+            return None
         started = max(next(iter(running)).sent, self._last_done)
         if self._clock() > started + 2 * (seconds + error):
             return None

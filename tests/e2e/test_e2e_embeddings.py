@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from corpus import OVER_LONG, TEXTS, Comparison, batches, of_length
 from numpy.typing import NDArray
+from running_daemon import RunningDaemon
 from running_gunicorn import RunningGunicorn, UnixConnection
 
 Vectors = NDArray[np.float32]
@@ -43,6 +44,17 @@ def test_each_text_alone(web: RunningGunicorn, assert_equal_reference: Compariso
     worst = max(assert_equal_reference([text], tei(web, [text], connection)) for text in TEXTS)
     print(f"largest difference of an element: {worst:.1e}")
     connection.close()
+
+
+def test_in_float32_every_element_is_the_same(
+    float32_minilm: RunningDaemon, reference: dict[str, Vectors]
+) -> None:
+    client = float32_minilm.client
+    expected = np.stack([reference[text] for text in TEXTS])
+    together = client.embed(TEXTS)
+    alone = np.concatenate([client.embed(text) for text in TEXTS])
+    assert np.abs(together - expected).max() <= 1e-5
+    assert np.abs(alone - expected).max() <= 1e-5
 
 
 def test_the_corpus_has_every_kind_of_length(web: RunningGunicorn) -> None:

@@ -16,7 +16,7 @@ from running_daemon import RunningDaemon, alive, children, until
 from running_gunicorn import RunningGunicorn
 
 BATCH_ITEMS = re.compile(
-    r'^gpu_server_batch_items_(?:bucket\{le="(\S+?)".*\}|(sum|count)\{.*\}) (\S+)$', re.M
+    r'^gpu_server_batch_items_(?:bucket\{[^}]*le="([^"]+)"[^}]*\}|(sum|count)\{.*\}) (\S+)$', re.M
 )
 
 

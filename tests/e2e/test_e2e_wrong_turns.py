@@ -31,7 +31,7 @@ WRONG: dict[str, tuple[str, Any, int, list[str]]] = {
     "wrong option": ("/embed", {"inputs": "a", "normalize": "yes"}, 422, ["normalize"]),
     "empty text": ("/embed", {"inputs": ""}, 400, ["inputs"]),
     "too many dimensions": ("/embed", {"inputs": "a", "dimensions": 385}, 422, ["dimensions", "384"]),
-    "too many items": ("/embed", {"inputs": ["a"] * 2049}, 422, ["2049", "max_items = 2048"]),
+    "too many items": ("/embed", {"inputs": ["a"] * 2049}, 422, ["2049", "2048 (max_client_batch_size)"]),
     "too many ids": (INFER, {"inputs": {"input_ids": [[1]] * 2049}}, 413, ["2049", "max_items = 2048"]),
     "too long": ("/embed", {"inputs": "a " * 300, "truncate": False}, 422, ["max_length = 256"]),
     "too large": ("/embed", b" " * (8 << 20) + b"1", 413, ["GPU_SERVER_WEB_MAX_BODY_BYTES", str(8 << 20)]),

@@ -92,7 +92,7 @@ def test_limits_of_a_request_are_those_of_the_settings(client: Client) -> None:
     many = http.post("/embed", json={"inputs": ["a"] * 33})
     assert many.status_code == 422
     assert many.get_json() == {
-        "error": "inputs: batch size 33 > maximum allowed batch size 32",
+        "error": "inputs: batch size 33 > maximum allowed batch size 32 (max_client_batch_size)",
         "error_type": "Validation",
     }
     long = http.post("/embed", json={"inputs": "a" * 9})
