@@ -20,6 +20,7 @@ from gpu_server.errors import (
     ConfigError,
     DeadlineExceeded,
     EndpointError,
+    InternalError,
     InvalidRequest,
     LoadFailed,
     ProtocolError,
@@ -38,6 +39,7 @@ from gpu_server.wire import (
     encode_reply,
     error_reply,
 )
+from gpu_server.wire.events import ModelSpec
 
 log = logging.getLogger(__name__)
 
@@ -144,12 +146,14 @@ class Control:
         except RemoteError as error:
             log.error("control refused", extra={"verb": header.op, "reason": error.message})
             self._refuse(peer, header.id, error)
+        except Exception:
+            log.exception("defect", extra={"verb": header.op})
+            self._refuse(peer, header.id, InternalError("a defect in the server; its log has the details"))
 
     def _load(self, peer: bytes, header: RequestHeader) -> None:
         params = dict(header.params)
         drain_first = _flag(params, "drain_first")
-        spec = model_set.from_request(header.model, params)
-        _check(spec.source)
+        spec = _spec(header.model, params)
         self._change(peer, header, model_set.with_model(self._supervisor.models, spec), drain_first)
 
     def _unload(self, peer: bytes, header: RequestHeader) -> None:
@@ -208,13 +212,18 @@ def _bind(context: zmq.Context[zmq.Socket[bytes]], endpoint: str, owners: Sequen
     return socket
 
 
-def _check(model: str) -> None:
-    """Refuse at once what an engine could only fail on."""
+def _spec(name: str, params: dict[str, Any]) -> ModelSpec:
+    """The model that `load` names; what an engine could only fail on is refused at once."""
     importlib.invalidate_caches()
     try:
-        source.check(model)
+        spec = model_set.from_request(name, params)
+        source.check(spec.source)
+        return spec
     except ConfigError as error:
         raise LoadFailed(str(error)) from None
+    except (OSError, RuntimeError, ValueError) as error:
+        # A folder that may not be read, a home that nobody has, a name that no file system takes.
+        raise LoadFailed(f"the model cannot be looked for: {error}") from None
 
 
 def _only_flag(header: RequestHeader) -> bool:

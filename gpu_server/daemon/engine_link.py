@@ -51,6 +51,7 @@ class EngineLink:
         self.models: dict[str, ModelInfo] = {}
         self.tokenizers: dict[str, bytes] = {}
         self.batches: dict[bytes, Batch] = {}
+        self._answered = -math.inf
         self._awaited: dict[bytes, str] = {}
         self._endpoint = spec.endpoint
         self.socket = context.socket(zmq.DEALER)
@@ -113,6 +114,7 @@ class EngineLink:
                 return
             batch = self.batches.pop(header.id, None)
             if batch is not None:
+                self._answered = time.monotonic()
                 done(batch, header, outputs)
             elif header.id in self._awaited:
                 self.tokenizers[self._awaited.pop(header.id)] = outputs["tokenizer"].raw_strings()[0]
@@ -146,8 +148,11 @@ class EngineLink:
         self._process.kill()
 
     def busy_since(self) -> float:
-        """When the oldest batch that the engine has was sent, on the monotonic clock; infinity if it has none."""
-        return next(iter(self.batches.values())).sent if self.batches else math.inf
+        """Since when the engine runs its oldest batch, on the monotonic clock; infinity if it has none.
+
+        One that was sent ahead began when the one before it was answered.
+        """
+        return max(next(iter(self.batches.values())).sent, self._answered) if self.batches else math.inf
 
     def reap(self) -> bool:
         """Free the process and the socket if the process has ended; whether it has."""

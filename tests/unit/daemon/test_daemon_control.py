@@ -196,6 +196,15 @@ def test_drain_and_undrain(owner: Owner) -> None:
     assert owner.drained == [True, False]
 
 
+@pytest.mark.parametrize("folder", ["~nobody-of-this-name/model", "x" * 300 + "/model", "/proc/1/root/model"])
+def test_a_folder_that_cannot_be_looked_at_is_refused(owner: Owner, folder: str) -> None:
+    owner.say("load", model="n", params={"source": folder})
+    code, message = owner.refusal()
+    assert code == "load_failed"
+    assert "\n" not in message
+    assert owner.world.supervisor.models == specs("m")
+
+
 def test_a_signal_reloads_once_and_has_nobody_to_answer(
     owner: Owner, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -8,7 +8,7 @@ import random
 import pytest
 from daemon_fakes import Clock
 
-from gpu_server.daemon.pace import LEAD_S, LEARNT, Pace
+from gpu_server.daemon.pace import LEAD_S, LEARNT, SHORTEST_S, Pace
 from gpu_server.daemon.request import Batch
 
 
@@ -43,6 +43,14 @@ def test_until_a_model_is_known_nothing_is_foreseen(clock: Clock) -> None:
         pace.learn(batch(100), 1e-3)
     assert pace.due([batch(100)]) is not None
     assert pace.due([batch(100), batch(100, model="other")]) is None
+
+
+@pytest.mark.parametrize(("seconds", "foreseen"), [(0.9 * SHORTEST_S, False), (1.1 * SHORTEST_S, True)])
+def test_a_batch_too_short_for_it_is_not_foreseen(clock: Clock, seconds: float, foreseen: bool) -> None:
+    pace = Pace(clock)
+    for _ in range(LEARNT):
+        pace.learn(batch(100), seconds)
+    assert (pace.due([batch(100)]) is not None) is foreseen
 
 
 @pytest.mark.parametrize("cost", [10, 1000, 4000])
