@@ -179,7 +179,8 @@ def byte_tokenizer() -> bytes:
 class FakeServer:
     """Answers the protocol on a real ipc socket; use as a context manager.
 
-    models: default one `embedding_model()` and one `echo_model()`. A handler that raises a RemoteError is answered with it.
+    models: default one `embedding_model()` and one `echo_model()`. A handler that raises a RemoteError is answered with it,
+    one that raises anything else with an InternalError that names it.
     state: what `hello` and `status` report; assign to it to play a server that loads or drains. `requests` counts by op.
     """
 
@@ -245,12 +246,18 @@ class FakeServer:
             self.requests[header.op] = self.requests.get(header.op, 0) + 1
             if header.op == "infer":
                 future = pool.submit(self._reply, header, inputs)
-                future.add_done_callback(partial(self._finish, peer))
+                future.add_done_callback(partial(self._finish, peer, header.id))
             else:
                 self._done.append([peer, *self._reply(header, inputs)])
 
-    def _finish(self, peer: bytes, future: Future[list[Buffer]]) -> None:
-        self._done.append([peer, *future.result()])
+    def _finish(self, peer: bytes, request_id: bytes, future: Future[list[Buffer]]) -> None:
+        error = future.exception()
+        frames = (
+            error_reply(request_id, InternalError.code, f"{type(error).__name__}: {error}")
+            if error
+            else future.result()
+        )
+        self._done.append([peer, *frames])
         with suppress(OSError):
             self._wake_write.send(b"\0")
 

@@ -17,7 +17,9 @@ from web.settings import Settings, variable_of
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
-_ENTRY = re.compile(r"(?:(?P<name>[^:\s]+):)??(?:sha256:(?P<digest>[0-9a-fA-F]*)|(?P<key>[^:\s]+))")
+_ENTRY = re.compile(
+    r"(?:(?!(?i:sha256):)(?P<name>[^:\s]+):)??(?:sha256:(?P<digest>[0-9a-fA-F]*)|(?P<key>[^:\s]+))"
+)
 
 
 class Keys:
@@ -36,6 +38,8 @@ class Keys:
         variable = variable_of("api_keys")
         for i, entry in enumerate(filter(None, map(str.strip, settings.api_keys.split(",")))):
             _add(digests, entry, f"{variable}: entry {i + 1}")
+        if settings.api_keys and not digests:
+            raise ConfigError(f"{variable}: no keys in it")
         if settings.api_keys_file:
             for i, line in enumerate(_lines(Path(settings.api_keys_file))):
                 if line and not line.startswith("#"):

@@ -15,24 +15,24 @@ from web.errors import BadField
 
 T = TypeVar("T")
 MAX_LISTS = 1 << 16
-"""Lists in a body of texts: more than any daemon's `max_items`, and few enough to cost little."""
+"""Lists and objects in a body: more than any daemon's `max_items`, and few enough to cost little."""
 
 # Brackets inside strings do not count. Possessive throughout, so its time is linear in the body.
-_MANY_LISTS = re.compile(rb'(?:(?:[^\["]++|"(?:[^"\\]++|\\.)*+")*+\[){%d}+' % (MAX_LISTS + 1), re.DOTALL)
+_MANY_LISTS = re.compile(rb'(?:(?:[^\[{"]++|"(?:[^"\\]++|\\.)*+")*+[\[{]){%d}+' % (MAX_LISTS + 1), re.DOTALL)
 _DECODERS: dict[Any, msgspec.json.Decoder[Any]] = {}
 _MISSING = re.compile("Object missing required field `(.+)`")
 
 
-def read(call: Call, kind: type[T], texts: str = "") -> T:
+def read(call: Call, kind: type[T], lists: str = "") -> T:
     """The request's JSON body as a `kind`, a msgspec struct; other keys are ignored, of equal ones the last counts.
 
-    texts: the field of a body whose lists are texts and their ids; more than MAX_LISTS are refused before they cost memory.
+    lists: the field of a body that may hold lists in a list; more than MAX_LISTS are refused before they cost memory.
     Ends the request with 415 if its content type is not JSON, 413 if it exceeds the limit, 400 if it is malformed and 422,
     naming the field, if its shape is wrong.
     """
     if not is_json(call.mimetype):
         raise UnsupportedMediaType("the body must be JSON, sent as content-type: application/json")
-    return decode(call.body(), kind, texts)
+    return decode(call.body(), kind, lists)
 
 
 def is_json(mimetype: str) -> bool:
@@ -40,10 +40,10 @@ def is_json(mimetype: str) -> bool:
     return mimetype == JSON or (mimetype.startswith("application/") and mimetype.endswith("+json"))
 
 
-def decode(data: bytes, kind: type[T], texts: str = "") -> T:
+def decode(data: bytes, kind: type[T], lists: str = "") -> T:
     """JSON as a `kind`; as `read`, less what belongs to the request."""
-    if texts and data.count(b"[") > MAX_LISTS and _MANY_LISTS.match(data):
-        raise BadField(texts, f"more than {MAX_LISTS} lists in the body")
+    if lists and data.count(b"[") + data.count(b"{") > MAX_LISTS and _MANY_LISTS.match(data):
+        raise BadField(lists, f"more than {MAX_LISTS} lists and objects in the body")
     try:
         value: T = _decoder(kind).decode(data)
     except msgspec.ValidationError as error:

@@ -103,4 +103,6 @@ def _inflate(data: bytes, coding: str, limit: int) -> bytes:
         raise RequestEntityTooLarge
     if not opened.eof:
         raise BadRequest(f"the {coding} body is cut short")
+    if opened.unused_data:
+        raise BadRequest(f"the {coding} body goes on after its end")
     return whole

@@ -96,6 +96,9 @@ class Counts:
 
     def flush(self, timeout_s: float = SEND_TIMEOUT_S) -> None:
         """Report what has not been reported; if nobody takes it, it is kept for the next time."""
+        # First, or a flush that ends early would leave no request to start the next timer.
+        with self._lock:
+            self._timed = False
         if not self._sending.acquire(blocking=False):
             return
         try:
@@ -111,7 +114,6 @@ class Counts:
 
     def _take(self) -> Report:
         with self._lock:
-            self._timed = False
             # Made here and not before: a copy in a forked child would count as the same worker.
             self._worker = self._worker or uuid.uuid4().hex
             self._number += 1

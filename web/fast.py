@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
@@ -25,36 +25,42 @@ if TYPE_CHECKING:
 _STATUS = {s.value: f"{s.value} {s.phrase}" for s in HTTPStatus} | {499: "499 Client Closed Request"}
 
 
-def install(app: Flask, shared: Shared, keys: Keys, url_prefix: str) -> None:
-    """Put the layer around `app.wsgi_app`, once the routes and their own hooks are in the app."""
-    app.wsgi_app = FastLayer(app, app.wsgi_app, shared, keys, url_prefix)  # type: ignore[method-assign]
+def install(
+    app: Flask, shared: Shared, keys: Keys, url_prefix: str, endpoints: Mapping[str | None, Route]
+) -> None:
+    """Put the layer around `app.wsgi_app`, once the routes and their own hooks, and no others, are in the app.
+
+    endpoints: the routes by the endpoint that Flask has them under.
+    """
+    app.wsgi_app = FastLayer(app, shared, keys, url_prefix, endpoints)  # type: ignore[method-assign]
 
 
 class FastLayer:
     """Answers the hot routes as Flask would, byte for byte, and hands all else to it.
 
     Steps aside, so that Flask serves these routes too, in an app that was given hooks or error handlers besides its own:
-    they are honoured at the price of Flask's dispatch. That is settled at the first request; Flask takes no more then.
+    they are honoured at the price of Flask's dispatch. So it does for a path that Flask gives to a route of the app's
+    own. That is settled at the first request; Flask takes no more then.
     """
 
     def __init__(
-        self, app: Flask, inner: WSGIApplication, shared: Shared, keys: Keys, url_prefix: str
+        self, app: Flask, shared: Shared, keys: Keys, url_prefix: str, endpoints: Mapping[str | None, Route]
     ) -> None:
-        self.inner = inner
+        self.inner: WSGIApplication = app.wsgi_app
         self._app = app
+        self._endpoints = endpoints
         self._shared = shared
         self._keys = keys
         self._routes = {url_prefix + r.path: r for r in TABLE if r.hot and "<" not in r.path}
-        self._hooks = _hooks(app)
+        self._hooks = hooks(app)
         self._settled = False
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        if not self._settled:
+            self._settle()
         route = self._routes.get(environ["PATH_INFO"])
         if route is None or environ["REQUEST_METHOD"] != route.method:
             return self.inner(environ, start_response)
-        if not self._settled:
-            self._settle()
-            return self(environ, start_response)
         answer = self._answer(route, environ)
         headers = [
             ("Content-Type", answer.content_type),
@@ -66,9 +72,19 @@ class FastLayer:
         return [answer.body]
 
     def _settle(self) -> None:
-        if _hooks(self._app) != self._hooks:
+        by_host = self._app.url_map.host_matching or self._app.subdomain_matching
+        if by_host or hooks(self._app) != self._hooks:
             self._routes = {}
+        self._routes = {path: route for path, route in self._routes.items() if self._reached(path, route)}
         self._settled = True
+
+    def _reached(self, path: str, route: Route) -> bool:
+        """Whether Flask gives the path to this route."""
+        try:
+            endpoint, _ = self._app.url_map.bind("").match(path, route.method)
+        except HTTPException:
+            return False
+        return self._endpoints.get(endpoint) is route
 
     def _answer(self, route: Route, environ: WSGIEnvironment) -> Answer:
         environ[DIALECT], environ[ROUTE] = route.dialect, route.name
@@ -84,11 +100,11 @@ class FastLayer:
             return render(defect(environ), environ)
 
 
-def _hooks(app: Flask) -> tuple[object, ...]:
+def hooks(app: Flask) -> tuple[object, ...]:
     """All that Flask would run around a request."""
     found: list[object] = [*app.teardown_appcontext_funcs]
-    for hooks in (app.before_request_funcs, app.after_request_funcs, app.teardown_request_funcs):
-        found += [(scope, tuple(listed)) for scope, listed in hooks.items() if listed]
+    for by_scope in (app.before_request_funcs, app.after_request_funcs, app.teardown_request_funcs):
+        found += [(scope, tuple(listed)) for scope, listed in by_scope.items() if listed]
     found += [(scope, tuple(listed)) for scope, listed in app.url_value_preprocessors.items() if listed]
     for scope, by_code in app.error_handler_spec.items():
         found += [(scope, code, tuple(handlers.items())) for code, handlers in by_code.items()]

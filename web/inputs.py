@@ -71,13 +71,21 @@ def as_pairs(value: str | list[str | list[str]], field: str) -> tuple[bool, list
 
 
 def cut_characters(
-    i: int, text: Text, tokenizer: TextTokenizer, truncate: bool, direction: Direction
-) -> Text:
-    """A text or pair without the characters that no token could need. Raises InvalidRequest where it must not be cut."""
-    if isinstance(text, str):
-        return _cut(i, text, tokenizer, truncate, direction)
-    first, second = (_cut(i, part, tokenizer, truncate, direction) for part in text)
-    return first, second
+    texts: Sequence[Text], tokenizer: TextTokenizer, truncate: bool, direction: Direction
+) -> list[Text]:
+    """Texts and pairs without the characters that no token could need. Raises InvalidRequest where one must not be cut."""
+    done: dict[str, str] = {}
+
+    def cut(i: int, text: str) -> str:
+        # A query stands in every pair, and each copy of it would cost its length.
+        if text not in done:
+            done[text] = _cut(i, text, tokenizer, truncate, direction)
+        return done[text]
+
+    return [
+        cut(i, text) if isinstance(text, str) else (cut(i, text[0]), cut(i, text[1]))
+        for i, text in enumerate(texts)
+    ]
 
 
 def token_ids(
@@ -109,7 +117,7 @@ def _cut(i: int, text: str, tokenizer: TextTokenizer, truncate: bool, direction:
     if len(text) <= limit:
         return text
     if not truncate:
-        raise _too_long(i, f"{len(text)} characters", tokenizer)
+        raise _too_long(i, f"{len(text)} characters, more than the {limit} that", tokenizer)
     return text[:limit] if direction == "right" else text[-limit:]
 
 
@@ -118,12 +126,12 @@ def _fit(i: int, ids: list[int], tokenizer: TextTokenizer, truncate: bool, direc
     if len(ids) <= limit:
         return ids
     if not truncate:
-        raise _too_long(i, f"{len(ids)} tokens", tokenizer)
+        raise _too_long(i, f"{len(ids)} tokens, more than", tokenizer)
     return ids[:limit] if direction == "right" else ids[-limit:]
 
 
 def _too_long(i: int, size: str, tokenizer: TextTokenizer) -> InvalidRequest:
     return InvalidRequest(
-        f"input {i} has {size}, more than max_length = {tokenizer.info.max_length} tokens allows",
+        f"input {i} has {size} max_length = {tokenizer.info.max_length} tokens allows",
         {"item": i, "limit": "max_length"},
     )

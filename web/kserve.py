@@ -73,7 +73,7 @@ def write_output(name: str, tensor: Tensor, as_bytes: bool) -> list[tuple[dict[s
 
 def _from_json(field: str, given: KServeInput, declared: InputInfo | None) -> Tensor:
     if given.datatype == "BYTES":
-        items = _flat(given.data)
+        items = _flat(given.data, len(given.shape))
         if not all(isinstance(item, str) for item in items):
             raise BadField(field, "BYTES data must be strings")
         return _strings(field, given, [item.encode("utf-8", "surrogatepass") for item in items], declared)
@@ -81,23 +81,26 @@ def _from_json(field: str, given: KServeInput, declared: InputInfo | None) -> Te
     if dtype == "bf16":
         raise BadField(field, "BF16 has no JSON form; send it as binary data")
     try:
-        flat = as_tensor(_flat(given.data), dtype, False) if given.data else Tensor(dtype, (0,), b"")
+        values = _flat(given.data, len(given.shape))
+        flat = as_tensor(values, dtype, False) if values else Tensor(dtype, (0,), b"")
     except (TypeError, ValueError, OverflowError) as error:
         raise BadField(field, str(error)) from None
-    return _ragged(dense(field, dtype, tuple(given.shape), flat.data, ()), declared)
+    return dense(field, dtype, tuple(given.shape), flat.data, ())
 
 
-def _flat(data: Any) -> list[Any]:
-    """Data may be nested as its shape is, or flat."""
+def _flat(data: Any, dimensions: int) -> list[Any]:
+    """Data may be nested as its shape is, or flat; what is nested deeper stays so."""
     items: list[Any] = data
-    while items and isinstance(items[0], list):
+    for _ in range(dimensions - 1):
+        if not items or not isinstance(items[0], list):
+            break
         items = [v for part in items for v in (part if isinstance(part, list) else [part])]
     return items
 
 
 def _from_bytes(field: str, given: KServeInput, data: bytes, declared: InputInfo | None) -> Tensor:
     if given.datatype != "BYTES":
-        return _ragged(dense(field, _DTYPE[given.datatype], tuple(given.shape), data, ()), declared)
+        return dense(field, _DTYPE[given.datatype], tuple(given.shape), data, ())
     items = []
     at = 0
     while at < len(data):
@@ -122,14 +125,6 @@ def _strings(field: str, given: KServeInput, items: list[bytes], declared: Input
             except UnicodeDecodeError:
                 raise BadField(field, "not valid UTF-8") from None
     return Tensor.from_strings(items, dtype)
-
-
-def _ragged(tensor: Tensor, declared: InputInfo | None) -> Tensor:
-    """Rows of one length as the model declares them: of any length."""
-    if declared is None or declared.shape[:1] != (-1,) or len(tensor.shape) < 2:
-        return tensor
-    items, length, *dims = tensor.shape
-    return Tensor(tensor.dtype, (items, -1, *dims), tensor.data, [i * length for i in range(items + 1)])
 
 
 def _output(name: str, tensor: Tensor, as_bytes: bool) -> tuple[dict[str, Any], bytes]:

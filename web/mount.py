@@ -67,10 +67,11 @@ def share(client: Client | None, settings: Settings | None) -> Shared:
 
 
 def mount(app: Flask, shared: Shared, keys: Keys, url_prefix: str = "", whole: bool = False) -> None:
-    """Add the routes to `app`, and the fast layer in front of it.
+    """Add the routes to `app`, and the fast layer in front of it unless the app has hooks already.
 
     whole: errors, keys and request ids of the whole app, and not only of these routes, are handled as theirs.
     """
+    theirs = fast.hooks(app)
     blueprint = Blueprint(NAME, __name__, url_prefix=url_prefix or None)
     target: Scaffold = app if whole else blueprint
     routes: dict[str | None, Route] = {}
@@ -85,7 +86,8 @@ def mount(app: Flask, shared: Shared, keys: Keys, url_prefix: str = "", whole: b
     target.register_error_handler(HTTPException, lambda error: _on_error(error, limit))
     app.register_blueprint(blueprint)
     app.extensions[NAME] = shared
-    fast.install(app, shared, keys, url_prefix)
+    if not theirs:
+        fast.install(app, shared, keys, url_prefix, routes)
     app.wsgi_app = CountedApp(app.wsgi_app, shared.counts, rest=whole)  # type: ignore[method-assign]
 
 

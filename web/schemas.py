@@ -240,12 +240,19 @@ DType = Literal[
 Shape = Annotated[list[Annotated[int, Meta(ge=0, le=1 << 40)]], Meta(min_length=1, max_length=8)]
 
 
+# Left as it is until the dtype says what it is: a list of anything would cost many times its bytes.
+PackedData = Annotated[
+    msgspec.Raw,
+    Meta(extra_json_schema={"anyOf": [{"type": "string", "contentEncoding": "base64"}, {"type": "array"}]}),
+]
+
+
 class PackedTensor(msgspec.Struct):
     """A dense tensor in MessagePack: raw little-endian bytes, row-major; `utf8` and `bytes` as a list of items."""
 
     dtype: DType
     shape: Shape
-    data: bytes | list[Any]
+    data: PackedData
 
 
 class PackedInferRequest(msgspec.Struct):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gpu_server.connection import Reply
+from gpu_server.errors import StaleTokenizer
 from gpu_server.scores import Scores, activate
 from gpu_server.tokenizing import Direction, Text, TextTokenizer
 from gpu_server.wire.documents import ModelInfo
@@ -38,57 +39,63 @@ class ScoreJob:
     direction: Direction = "right"
 
 
+@dataclass(slots=True)
+class _Sent:
+    """A job's replies, and what they answer: `texts` as `tokenizer` read them."""
+
+    replies: list[Reply]
+    info: ModelInfo
+    measures: Measures
+    texts: list[Text]
+    tokenizer: TextTokenizer
+
+
 def score(backend: Backend, job: ScoreJob) -> tuple[Scores, ModelInfo, Measures]:
     """Scores, float32 `[texts, labels]`, their model and what it took. An item that fails alone fails the job."""
 
     def pick() -> ModelInfo:
         return backend.model_of_kind(job.model, job.kinds, _WHAT[job.kinds])
 
-    replies, info, measures = _send(backend, job, pick)
-    logits = [reply.outputs["logits"].to_numpy() for reply in replies]
-    activation = "identity" if job.raw_scores else info.activation
-    return activate(np.concatenate(logits), activation), info, measures
+    sent = _send(backend, job, pick)
+    logits = [reply.outputs["logits"].to_numpy() for reply in sent.replies]
+    activation = "identity" if job.raw_scores else sent.info.activation
+    return activate(np.concatenate(logits), activation), sent.info, sent.measures
 
 
 def label_tokens(
     backend: Backend, job: ScoreJob
 ) -> tuple[list[tuple[Encoding, Scores]], ModelInfo, Measures]:
-    """Each text's tokens, and their scores as float32 `[tokens, labels]`."""
+    """Each text's tokens, and their scores as float32 `[tokens, labels]`.
+
+    Raises StaleTokenizer where the model scored another number of tokens than the text has.
+    """
 
     def pick() -> ModelInfo:
         return backend.model_of_kind(job.model, ("token_classifier",), "a token classifier")
 
-    replies, info, measures = _send(backend, job, pick)
-    rows = [row for reply in replies for row in reply.outputs["logits"].rows()]
-    encodings = backend.with_tokenizer(
-        lambda: info,
-        lambda _, tokenizer: tokenizer.tokenize(
-            [text for text in job.texts if isinstance(text, str)],
-            truncate=job.truncate,
-            direction=job.direction,
-        ),
-    )
-    return (
-        [(e, activate(row, "softmax")) for e, row in zip(encodings, rows, strict=True)],
-        info,
-        measures,
-    )
+    sent = _send(backend, job, pick)
+    rows = [row for reply in sent.replies for row in reply.outputs["logits"].rows()]
+    texts = [text for text in sent.texts if isinstance(text, str)]
+    encodings = sent.tokenizer.tokenize(texts, truncate=job.truncate, direction=job.direction)
+    for i, (encoding, row) in enumerate(zip(encodings, rows, strict=True)):
+        if len(row) != len(encoding.ids):
+            raise StaleTokenizer(
+                f"model {sent.info.name!r} scored {len(row)} tokens of input {i}, which has {len(encoding.ids)}"
+            )
+    labelled = [(e, activate(row, "softmax")) for e, row in zip(encodings, rows, strict=True)]
+    return labelled, sent.info, sent.measures
 
 
-def _send(
-    backend: Backend, job: ScoreJob, pick: Callable[[], ModelInfo]
-) -> tuple[list[Reply], ModelInfo, Measures]:
+def _send(backend: Backend, job: ScoreJob, pick: Callable[[], ModelInfo]) -> _Sent:
     backend.check_batch(len(job.texts), job.field)
     measures = Measures()
     measures.characters = sum(len(t) if isinstance(t, str) else len(t[0]) + len(t[1]) for t in job.texts)
 
-    def work(info: ModelInfo, tokenizer: TextTokenizer) -> tuple[list[Reply], ModelInfo, Measures]:
+    def work(info: ModelInfo, tokenizer: TextTokenizer) -> _Sent:
         begun = time.monotonic()
+        texts = cut_characters(job.texts, tokenizer, job.truncate, job.direction)
         inputs = tokenizer.inputs(
-            [
-                cut_characters(i, text, tokenizer, job.truncate, job.direction)
-                for i, text in enumerate(job.texts)
-            ],
+            texts,
             typed=any(declared.name == "token_type_ids" for declared in info.inputs),
             truncate=job.truncate,
             direction=job.direction,
@@ -99,6 +106,6 @@ def _send(
         backend.check_tokens(measures.tokens, job.field)
         replies = backend.send_parts(inputs, info, digest=tokenizer.info.digest)
         measures.add(replies)
-        return replies, info, measures
+        return _Sent(replies, info, measures, texts, tokenizer)
 
     return backend.with_tokenizer(pick, work)

@@ -21,6 +21,8 @@ from web.schemas import PackedInferRequest, PackedTensor, Parameters
 MSGPACK = frozenset({"application/msgpack", "application/x-msgpack", "application/vnd.msgpack"})
 MAX_PARTS = 4096
 PARAMETERS = "parameters"
+_NUMBERS = msgspec.msgpack.Decoder(bytes)
+_STRINGS = (msgspec.msgpack.Decoder(list[str]), msgspec.msgpack.Decoder(list[bytes]))
 
 
 def packed_request(call: Call) -> tuple[PackedInferRequest, dict[str, Tensor]]:
@@ -132,14 +134,26 @@ def _shape(given: str) -> tuple[int, ...]:
 
 def _unpacked(field: str, tensor: PackedTensor) -> Tensor:
     if tensor.dtype in STRING_DTYPES:
-        if not isinstance(tensor.data, list) or tensor.shape != [len(tensor.data)]:
+        items = _packed_strings(field, tensor.data)
+        if tensor.shape != [len(items)]:
             raise BadField(
                 field, f"{tensor.dtype} data is a list with one entry per item, as many as its shape says"
             )
-        return _strings(field, tensor.dtype, tensor.data)
-    if not isinstance(tensor.data, bytes):
-        raise BadField(f"{field}.data", f"expected the bytes of {tensor.dtype} numbers")
-    return dense(field, tensor.dtype, tuple(tensor.shape), tensor.data, ())
+        return _strings(field, tensor.dtype, items)
+    try:
+        data = _NUMBERS.decode(tensor.data)
+    except msgspec.MsgspecError:
+        raise BadField(f"{field}.data", f"expected the bytes of {tensor.dtype} numbers") from None
+    return dense(field, tensor.dtype, tuple(tensor.shape), data, ())
+
+
+def _packed_strings(field: str, data: msgspec.Raw) -> list[Any]:
+    for decoder in _STRINGS:
+        try:
+            return decoder.decode(data)
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            continue
+    raise BadField(f"{field}.data", "expected a list of UTF-8 strings, or one of bytes")
 
 
 def _strings(field: str, dtype: str, items: list[Any]) -> Tensor:
@@ -162,7 +176,7 @@ def _part(field: str, item: str | bytes, declared: InputInfo | None) -> Any:
         return item if dtype == "bytes" else _strings(field, dtype, [item]).strings()[0]
     assert declared is not None
     if isinstance(item, str):
-        return decode(item.encode(), object)
+        return decode(item.encode(), object, field)
     if -1 in declared.shape:
         return dense(field, dtype, None, item, declared.shape[1:]).to_numpy()
     return dense(field, dtype, declared.shape, item, ()).to_numpy()

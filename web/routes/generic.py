@@ -44,7 +44,7 @@ def infer(call: Call, model: str) -> Answer:
         backend = _backend(call, body.timeout_ms)
         return _run(call, backend, backend.model(model), tensors, body.parameters, body.priority)
     if is_json(kind):
-        asked = read(call, InferRequest)
+        asked = read(call, InferRequest, "inputs")
         backend = _backend(call, asked.timeout_ms)
         info = backend.model(model)
         return _run(call, backend, info, _with_bytes(info, asked.inputs), asked.parameters, asked.priority)

@@ -100,10 +100,10 @@ def _model(backend: Backend, name: str, version: str) -> ModelInfo:
 def _read(call: Call) -> tuple[KServeInferRequest, bytes]:
     body, given = call.body(), call.header(JSON_LENGTH)
     if not given:
-        return decode(body, KServeInferRequest), b""
+        return decode(body, KServeInferRequest, "inputs"), b""
     if not given.isdecimal() or int(given) > len(body):
         raise BadField(JSON_LENGTH, f"{given!r} is no length within the body of {len(body)} bytes")
-    return decode(body[: int(given)], KServeInferRequest), body[int(given) :]
+    return decode(body[: int(given)], KServeInferRequest, "inputs"), body[int(given) :]
 
 
 def _timeout_s(asked: KServeInferRequest) -> float | None:

@@ -78,9 +78,7 @@ def score_pairs(call: Call, body: ScoreRequest, model: str = "") -> Answer:
     """Scores of pairs: of a reranker, or the cosine of an embedding model's vectors."""
     first = _texts(body.text_1, body.queries, "text_1")
     second = _texts(body.text_2, body.documents, "text_2")
-    if len(first) == 1:
-        first = first * len(second)
-    if len(first) != len(second):
+    if len(first) not in (1, len(second)):
         raise BadField(
             "text_2", f"{len(second)} texts for {len(first)} in text_1: not one to many, nor equally many"
         )
@@ -89,10 +87,9 @@ def score_pairs(call: Call, body: ScoreRequest, model: str = "") -> Answer:
     if name and backend.model(name).kind == "embedding":
         backend.check_batch(len(second), "text_2")
         vectors, info, measures = embed(backend, TextJob([*first, *second], "text_2", name))
-        half = len(first)
-        values = np.einsum("ij,ij->i", vectors[:half], vectors[half:])
+        values = np.einsum("ij,ij->i", vectors[: len(first)], vectors[len(first) :])
     else:
-        pairs = list(zip(first, second, strict=True))
+        pairs = list(zip(first * len(second) if len(first) == 1 else first, second, strict=True))
         scores, info, measures = score(backend, ScoreJob(pairs, "text_2", RERANKERS, name))
         values = scores[:, 0]
     data = [{"index": i, "object": "score", "score": value} for i, value in enumerate(values)]

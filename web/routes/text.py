@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from gpu_server.errors import UnsupportedOperation
+from gpu_server.errors import InvalidRequest, UnsupportedOperation
 from gpu_server.tokenizing import TextTokenizer
 from gpu_server.wire.documents import ModelInfo
 from web.backend import Backend
 from web.call import Call
 from web.encoding import Answer, json_answer
 from web.errors import BadField, EmptyInput
-from web.inputs import as_texts
+from web.inputs import as_texts, cut_characters
 from web.routing import Routes
 from web.schemas import DecodeRequest, TokenizeRequest
 
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from tokenizers import Encoding
 
 routes = Routes("tei")
+
+MAX_TOKENS = 1 << 17
+"""What /tokenize answers at once: each token takes most of a kilobyte on the way."""
 
 
 @routes.post("/tokenize", "/models/<path:model>/tokenize", body=TokenizeRequest, texts="inputs")
@@ -28,10 +31,16 @@ def tokenize(call: Call, body: TokenizeRequest, model: str = "") -> Answer:
     backend = Backend(call)
     backend.check_batch(len(texts), "inputs")
     tokenizer = _tokenizer(backend, model or body.model or "")
+    cut_characters(texts, tokenizer, truncate=False, direction="right")
     prompt = tokenizer.prompt(body.prompt_name or "")
-    texts = [prompt + text for text in texts]
-    found = tokenizer.tokenize(texts, special=body.add_special_tokens is not False)
-    return json_answer([_tokens(text, encoding) for text, encoding in zip(texts, found, strict=True)])
+    answer: list[list[dict[str, Any]]] = []
+    tokens = 0
+    for text in texts:
+        [encoding] = tokenizer.tokenize([prompt + text], special=body.add_special_tokens is not False)
+        tokens += len(encoding.ids)
+        _check_tokens(backend, tokens)
+        answer.append(_tokens(prompt + text, encoding))
+    return json_answer(answer)
 
 
 @routes.post("/decode", "/models/<path:model>/decode", body=DecodeRequest, texts="ids")
@@ -42,6 +51,14 @@ def decode(call: Call, body: DecodeRequest, model: str = "") -> Answer:
     backend.check_batch(len(rows), "ids")
     tokenizer = _tokenizer(backend, model or body.model or "")
     return json_answer(tokenizer.decode(rows, skip_special=body.skip_special_tokens is not False))
+
+
+def _check_tokens(backend: Backend, tokens: int) -> None:
+    backend.check_tokens(tokens, "inputs")
+    if tokens > MAX_TOKENS:
+        raise InvalidRequest(
+            f"inputs: more than the {MAX_TOKENS} tokens that one request may ask for", {"field": "inputs"}
+        )
 
 
 def _rows(ids: list[int | list[int]]) -> list[list[int]]:

@@ -74,11 +74,23 @@ def test_keys_of_a_file(tmp_path: Path) -> None:
     assert [keys.name_of(k) for k in ("one", "third", "two")] == ["ann", "key-2", None]
 
 
-@pytest.mark.parametrize("entry", ["a b", "x:", ":secret", "n:sha256:12", "a:b:c:d", "n:one,n:two"])
+@pytest.mark.parametrize(
+    "entry",
+    [
+        "a b", "x:", ":secret", "n:sha256:12", "a:b:c:d", "n:one,n:two", f"sha256:{'g' * 64}", f"SHA256:{HASHED}",
+        f"sha256:sha256:{HASHED}", f"sha256:{HASHED}:secret",
+    ],
+)  # fmt: skip
 def test_a_bad_entry_is_refused_without_showing_it(entry: str) -> None:
     with pytest.raises(ConfigError, match="GPU_SERVER_WEB_API_KEYS") as caught:
         Keys.from_settings(Settings(api_keys=entry))
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [",", " ", " , "])
+def test_a_setting_without_keys_does_not_leave_the_door_open(value: str) -> None:
+    with pytest.raises(ConfigError, match="GPU_SERVER_WEB_API_KEYS: no keys"):
+        Keys.from_settings(Settings.from_env({"GPU_SERVER_WEB_API_KEYS": value}))
 
 
 @pytest.mark.parametrize("content", [None, "# none\n"])

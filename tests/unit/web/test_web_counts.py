@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 from flask import Flask
@@ -74,6 +75,56 @@ def test_a_report_without_an_answer_goes_again_as_it_was() -> None:
     assert [report.number for report in daemon.reports] == [1, 1, 1, 2]
     assert daemon.reports[0] == daemon.reports[2]
     assert daemon.count("/embed", "200") == 2
+
+
+class Timers:
+    """Stands in for threading.Timer: `fire` is the time that has come for all that were started."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.waiting: list[Callable[[], None]] = []
+        monkeypatch.setattr("web.counts.threading.Timer", self.make)
+
+    def make(self, seconds: float, flush: Callable[[], None]) -> SimpleNamespace:
+        return SimpleNamespace(start=lambda: self.waiting.append(flush))
+
+    def fire(self) -> None:
+        due, self.waiting = self.waiting, []
+        for flush in due:
+            flush()
+
+
+def test_reports_go_on_after_the_daemon_was_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    daemon, timers = Daemon(), Timers(monkeypatch)
+    counts = Counts(["/embed"], daemon)
+    daemon.lose_answer = True
+    for _ in range(3):
+        request(counts)
+        timers.fire()
+    daemon.lose_answer = False
+    request(counts)
+    request(counts)
+    assert len(timers.waiting) == 1
+    timers.fire()
+    assert [report.number for report in daemon.reports] == [1, 1, 1, 1, 2]
+    assert daemon.count("/embed", "200") == 5
+
+
+def test_reports_go_on_after_one_that_took_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    daemon, timers = Daemon(), Timers(monkeypatch)
+
+    def slow(report: Report, timeout_s: float) -> None:
+        daemon(report, timeout_s)
+        if report.number == 1:
+            request(counts)
+            timers.fire()
+
+    counts = Counts(["/embed"], slow)
+    request(counts)
+    timers.fire()
+    request(counts)
+    timers.fire()
+    assert [report.number for report in daemon.reports] == [1, 2]
+    assert daemon.count("/embed", "200") == 3
 
 
 def test_requests_in_flight_are_told() -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from fake_heads import classifier, reranker
-from flask import Flask, Response, request
+from flask import Flask, Response, abort, request
 from flask.testing import FlaskClient
 
 from gpu_server.client import Client
@@ -97,6 +97,74 @@ def test_it_steps_aside_for_hooks(client: Client, hook: str) -> None:
     assert (
         (answer.status_code, answer.text[:5]) == (418, "mine:") if hook == "errorhandler" else len(seen) == 1
     )
+
+
+def refuse() -> None:
+    abort(403)
+
+
+HOOKS: dict[str, Callable[[Flask], object]] = {
+    "before_request": lambda app: app.before_request(refuse),
+    "after_request": lambda app: app.after_request(lambda answer: Response(status=403)),
+    "errorhandler": lambda app: app.register_error_handler(418, lambda error: ("mine", 403)),
+    "teardown_appcontext": lambda app: app.teardown_appcontext(lambda error: None),
+}
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("hook", HOOKS)
+def test_hooks_of_an_app_of_ones_own_run_whenever_they_were_registered(
+    client: Client, hook: str, first: bool
+) -> None:
+    app = Flask("own")
+    if first:
+        HOOKS[hook](app)
+    GPUServer(app, client=client, settings=Settings())
+    if not first:
+        HOOKS[hook](app)
+    paths = dispatched(app)
+    http = app.test_client()
+    answers = {http.post(path, json=body).status_code == 403 for path, body in HOT.items()}
+    assert answers == {hook in ("before_request", "after_request")}
+    assert paths == list(HOT)
+
+
+@pytest.mark.parametrize("rule", ["/embed", "/<any(embed):what>"])
+@pytest.mark.parametrize("first", [True, False])
+def test_a_route_of_the_app_is_served_where_flask_would(client: Client, first: bool, rule: str) -> None:
+    def add(app: Flask) -> None:
+        app.add_url_rule(rule, "mine", lambda **values: "mine", methods=["POST"])
+
+    app = Flask("own")
+    if first:
+        add(app)
+    GPUServer(app, client=client, settings=Settings())
+    if not first:
+        add(app)
+    paths = dispatched(app)
+    http = app.test_client()
+    own = first and rule == "/embed"
+    assert (http.post("/embed", json={"inputs": "a"}).text == "mine") is own
+    assert paths == ["/embed"] * own
+    assert http.post("/v1/embeddings", json={"input": "a"}).status_code == 200
+    assert paths == ["/embed"] * own
+
+
+def test_a_route_of_the_app_with_another_method_changes_nothing(client: Client) -> None:
+    app = Flask("own")
+    app.add_url_rule("/embed", "mine", lambda: "mine")
+    GPUServer(app, client=client, settings=Settings())
+    paths = dispatched(app)
+    http = app.test_client()
+    assert http.post("/embed", json={"inputs": "a"}).status_code == 200
+    assert (http.get("/embed").text, paths) == ("mine", ["/embed"])
+
+
+def test_a_route_of_one_host_is_not_shadowed(client: Client) -> None:
+    app = Flask("own", host_matching=True, static_folder=None)
+    GPUServer(app, client=client, settings=Settings())
+    app.add_url_rule("/embed", "mine", lambda: "mine", methods=["POST"], host="localhost")
+    assert app.test_client().post("/embed", json={"inputs": "a"}).text == "mine"
 
 
 def test_a_hook_may_read_the_body_first(client: Client) -> None:

@@ -114,3 +114,14 @@ def test_an_unknown_model_is_404_with_the_list(http: FlaskClient) -> None:
     answer = http.post("/v1/models/nope/infer", json={"inputs": {"x": [1]}})
     assert answer.status_code == 404
     assert "fake/embedding, echo" in answer.get_json()["error"]["message"]
+
+
+@pytest.mark.parametrize("entry", [b"[]", b"{}"])
+def test_more_lists_than_items_can_be_are_refused_before_they_are_made(
+    http: FlaskClient, entry: bytes
+) -> None:
+    data = b'{"inputs": {"x": [[' + b",".join([entry] * 70_000) + b"]]}}"
+    big = create_app(http.application.extensions["gpu_server"].client, Settings()).test_client()
+    answer = big.post("/v1/models/echo/infer", data=data, content_type="application/json")
+    assert answer.status_code == 422, answer.get_json()
+    assert answer.get_json()["error"]["message"].startswith("inputs: more than 65536 lists")

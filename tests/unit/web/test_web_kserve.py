@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import struct
+import tracemalloc
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,7 +17,9 @@ from gpu_server.client import Client
 from gpu_server.testing import FakeModel, FakeServer, echo_model, embedding_model
 from gpu_server.wire import Tensor, Tensors
 from gpu_server.wire.documents import InputInfo, ModelInfo
-from web import create_app
+from web import create_app, kserve
+from web.errors import BadField
+from web.schemas import KServeInput
 from web.settings import Settings
 
 PATH = "/v2/models/linear/infer"
@@ -202,3 +205,51 @@ def test_bad_binary_data(http: FlaskClient, size: Any, data: bytes, header: str,
     answer = binary(http, {"inputs": [given]}, data, **headers)
     assert answer.status_code == 422, answer.get_json()
     assert words in answer.get_json()["error"]
+
+
+@pytest.mark.parametrize("size", [1 << 40, 1 << 20])
+def test_a_shape_of_many_empty_rows_is_refused_before_it_costs_memory(http: FlaskClient, size: int) -> None:
+    ids = {"name": "input_ids", "shape": [size, 0], "datatype": "INT32", "data": []}
+    tracemalloc.start()
+    answer = http.post("/v2/models/embedding/infer", json={"inputs": [ids]})
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert answer.status_code == 413, answer.get_json()
+    assert "max_items" in answer.get_json()["error"]
+    assert peak < 3_000_000
+
+
+def test_data_is_flattened_no_deeper_than_its_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    deep: Any = 1
+    for _ in range(900):
+        deep = [deep]
+    seen: list[Any] = []
+
+    def as_tensor(values: Any, *_: Any) -> Tensor:
+        seen.append(values)
+        return Tensor.from_numpy(np.zeros((1, 1), np.int32))
+
+    monkeypatch.setattr(kserve, "as_tensor", as_tensor)
+    for shape, levels in (([1], 1), ([1, 1, 1], 3)):
+        given = KServeInput(name="x", shape=shape, datatype="INT32", data=deep)
+        kserve.read_inputs([given], b"", ModelInfo(name="m"))
+        depth = 0
+        value = seen[-1]
+        while isinstance(value, list):
+            depth, value = depth + 1, value[0]
+        assert depth == 900 - (levels - 1)
+    monkeypatch.undo()
+    with pytest.raises(BadField):
+        kserve.read_inputs([given], b"", ModelInfo(name="m"))
+
+
+@pytest.mark.parametrize("entry", [b"[]", b"{}"])
+def test_more_lists_than_items_can_be_are_refused_before_they_are_made(
+    http: FlaskClient, entry: bytes
+) -> None:
+    head = b'{"inputs": [{"name": "x", "shape": [1], "datatype": "FP32", "data": ['
+    data = head + b",".join([entry] * 100_000) + b"]}]}"
+    for body, headers in ((data, {}), (data, {"Inference-Header-Content-Length": str(len(data))})):
+        answer = http.post(PATH, data=body, headers=headers, content_type="application/json")
+        assert answer.status_code == 422
+        assert answer.get_json()["error"].startswith("inputs: more than 65536 lists")

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
-from fake_heads import classifier, reranker, sparse, token_classifier
+from fake_heads import MAX_LENGTH, classifier, reranker, sparse, token_classifier
 from flask.testing import FlaskClient
 
 from gpu_server.client import Client
-from gpu_server.testing import FakeModel, FakeServer, embedding_model
+from gpu_server.testing import FakeModel, FakeServer, byte_tokenizer, embedding_model
+from gpu_server.tokenizing import TextTokenizer, digest
 from gpu_server.wire import Limits, Tensor
+from gpu_server.wire.documents import TextInfo
 from web import create_app
+from web.inputs import CHARACTERS_PER_TOKEN, cut_characters
 from web.settings import Settings
 
 
@@ -232,3 +236,51 @@ def test_each_dialect_has_its_own_errors(http: FlaskClient) -> None:
     assert cohere == {"id": "r1", "message": "`documents` cannot be empty"}
     for body in ({"text_1": "a"}, {"text_1": ["a"] * 2, "text_2": ["b"] * 3}):
         assert http.post("/v1/score", json=body).get_json()["error"]["param"] == "text_2"
+
+
+def test_a_long_query_is_cut_once_for_all_its_pairs() -> None:
+    tokenizer = TextTokenizer(byte_tokenizer(), TextInfo(digest="", max_length=64, vocab_size=258))
+    query = "a" * (64 * CHARACTERS_PER_TOKEN + 1)
+    pairs = [(query, "b"), (query, "c"), (query, query)]
+    cut = cut_characters(pairs, tokenizer, True, "right")
+    assert cut == [(query[:-1], "b"), (query[:-1], "c"), (query[:-1], query[:-1])]
+    assert len({id(part) for pair in cut for part in pair}) == 3
+
+
+def test_score_embeds_one_text_once_against_many(http: FlaskClient) -> None:
+    answer = ask(http, "/v1/score", text_1="same", text_2=["same", "x", "same"], model="embedding")
+    values = [d["score"] for d in answer["data"]]
+    assert values == [pytest.approx(1), values[1], pytest.approx(1)]
+    assert values[1] < 0.99
+    assert answer["usage"]["prompt_tokens"] == 6 + 6 + 3 + 6
+
+
+def test_entities_of_a_text_that_is_cut_are_those_of_its_beginning(http: FlaskClient) -> None:
+    # The leading spaces make no token, so that only the cut keeps the name from the model.
+    blank = " " * (MAX_LENGTH * CHARACTERS_PER_TOKEN)
+    stripping = token_classifier()
+    made = json.loads(stripping.tokenizer)
+    made["normalizer"] = {"type": "Strip", "strip_left": True, "strip_right": True}
+    stripping.tokenizer = json.dumps(made).encode()
+    assert stripping.info.text is not None
+    stripping.info.text.digest = digest(stripping.tokenizer)
+    with FakeServer(stripping) as server, Client(server.endpoint) as client:
+        web = create_app(client, Settings()).test_client()
+        assert ask(web, "/token_classification", inputs=blank + "Ann") == []
+        [found] = ask(web, "/token_classification", inputs=blank[:-3] + "Ann")
+        assert (found["word"], found["start"]) == ("Ann", len(blank) - 3)
+
+
+def test_scores_of_other_tokens_than_the_texts_are_a_stale_tokenizer() -> None:
+    model = token_classifier()
+    short = FakeModel(
+        model.info,
+        lambda inputs, params: {"logits": Tensor.from_rows([np.zeros((1, 3), np.float32)], "f32")},
+        model.tokenizer,
+    )
+    with FakeServer(short) as server, Client(server.endpoint) as client:
+        answer = (
+            create_app(client, Settings()).test_client().post("/token_classification", json={"inputs": "A"})
+        )
+    assert answer.status_code == 409, answer.get_json()
+    assert "scored 1 tokens of input 0, which has 3" in answer.get_json()["error"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Iterator
 from io import BytesIO
 from typing import Any
@@ -142,3 +143,27 @@ def test_a_bad_body_names_the_input(
     answer = post(http, name, data, kind, **headers)
     assert answer.status_code == status, answer.get_json()
     assert words in answer.get_json()["error"]["message"]
+
+
+@pytest.mark.parametrize("entry", [b"\x80", b"\x90"])
+def test_packed_lists_of_anything_but_strings_are_refused_before_they_are_made(
+    http: FlaskClient, entry: bytes
+) -> None:
+    many = b"\x91\xdd" + (1 << 17).to_bytes(4, "big") + entry * (1 << 17)
+    for dtype in ("f32", "utf8", "bytes"):
+        tensor = {"dtype": dtype, "shape": [1], "data": msgspec.Raw(many)}
+        body = msgspec.msgpack.encode({"inputs": {"x": tensor}})
+        tracemalloc.start()
+        answer = post(http, "linear", body, "application/msgpack")
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert answer.status_code == 422, answer.get_json()
+        assert "inputs.x.data: expected" in answer.get_json()["error"]["message"]
+        assert peak < 2_000_000
+
+
+def test_a_form_field_of_more_lists_than_items_can_be_is_refused(http: FlaskClient) -> None:
+    many = "[" + ",".join(["[]"] * 70_000) + "]"
+    answer = post(http, "linear", {"x": many}, "multipart/form-data")
+    assert answer.status_code == 422, answer.get_json()
+    assert answer.get_json()["error"]["message"].startswith("x[0]: more than 65536 lists")

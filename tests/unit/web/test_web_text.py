@@ -11,6 +11,7 @@ from flask.testing import FlaskClient
 from gpu_server.client import Client
 from gpu_server.testing import fake_vector
 from web import create_app
+from web.routes import text
 from web.settings import Settings
 
 
@@ -83,3 +84,21 @@ def test_a_bad_request_is_named(client: Client, path: str, body: Any, status: in
     answer = http.post(path, json=body)
     assert answer.status_code == status, answer.get_json()
     assert words in answer.get_json()["error"]
+
+
+def test_tokenize_bounds_characters_and_tokens(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    http = create_app(client, Settings()).test_client()
+    answer = http.post("/tokenize", json={"inputs": ["a", "a" * 16_001]})
+    assert answer.status_code == 422
+    wanted = "input 1 has 16001 characters, more than the 16000 that max_length = 64 tokens allows"
+    assert answer.get_json()["error"] == wanted
+    monkeypatch.setattr(text, "MAX_TOKENS", 20)
+    assert http.post("/tokenize", json={"inputs": ["a" * 8] * 2}).status_code == 200
+    answer = http.post("/tokenize", json={"inputs": ["a" * 8, "a" * 9]})
+    assert (answer.status_code, answer.get_json()["error"].partition(" that")[0]) == (
+        422,
+        "inputs: more than the 20 tokens",
+    )
+    few = create_app(client, Settings(max_client_tokens=3)).test_client()
+    assert few.post("/tokenize", json={"inputs": "a"}).status_code == 200
+    assert "max_client_tokens = 3" in few.post("/tokenize", json={"inputs": "ab"}).get_json()["error"]
