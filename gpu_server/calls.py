@@ -6,6 +6,7 @@ result; its return value is the call's.
 
 from __future__ import annotations
 
+import time
 import weakref
 from collections.abc import Callable, Generator, Iterable, Mapping
 from concurrent.futures import Future
@@ -46,6 +47,8 @@ T = TypeVar("T")
 Call = Generator[Future[Reply] | Callable[[], Any], Any, T]
 
 ASK_TIMEOUT_S = 5.0
+HELLO_AGE_S = 2.0
+"""How long the list of models is believed: models come and go while a connection stays."""
 
 
 class Calls:
@@ -56,7 +59,7 @@ class Calls:
         endpoints.check(self.endpoint)
         self.timeout_s = timeout_s
         self.connections = PerProcess(self.endpoint)
-        self._hello: tuple[object, Hello] | None = None
+        self._hello: tuple[object, float, Hello] | None = None
         self._tokenizers: dict[str, TextTokenizer] = {}
         weakref.finalize(self, self.connections.abandon).atexit = False
 
@@ -117,14 +120,15 @@ class Calls:
         return self.connections.get().submit(header, inputs, deadline.left())
 
     def hello(self, refresh: bool = False, timeout_s: Timeout = None) -> Call[Hello]:
-        """Versions, limits and models; kept until the connection changes."""
+        """Versions, limits and models; kept for `HELLO_AGE_S`, or until the connection changes."""
         connection = self.connections.get()
-        key = (connection.serial, connection.generation)
-        if not refresh and self._hello is not None and self._hello[0] == key:
-            return self._hello[1]
+        key, now = (connection.serial, connection.generation), time.monotonic()
+        known = self._hello
+        if not refresh and known is not None and known[0] == key and now < known[1]:
+            return known[2]
         reply = yield from self._ask("hello", timeout_s)
         hello = from_json(Hello, reply.outputs["document"].strings()[0])
-        self._hello = (key, hello) if hello.state == "ready" else None
+        self._hello = (key, now + HELLO_AGE_S, hello) if hello.state == "ready" else None
         return hello
 
     def status(self, timeout_s: Timeout = None) -> Call[Status]:

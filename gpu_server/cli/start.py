@@ -60,6 +60,7 @@ class Progress:
         self._terminal = sys.stderr.isatty()
         self._started = time.monotonic()
         self._last = ""
+        self._was_ready = False
 
     def __call__(self, status: Status) -> None:
         """Show one status; where it cannot be written (a full disk), nobody is served worse for it."""
@@ -79,6 +80,7 @@ class Progress:
     def _show_ready(self, status: Status) -> None:
         names = ", ".join(model.name for model in status.models)
         device = status.engines[0].device if status.engines else ""
-        seconds = time.monotonic() - self._started
+        ready = "ready again" if self._was_ready else f"ready in {time.monotonic() - self._started:.1f} s"
+        self._was_ready = True
         start = "\r\033[K" if self._terminal else ""
-        click.echo(f"{start}ready in {seconds:.1f} s: {names} on {device} at {status.endpoint}", err=True)
+        click.echo(f"{start}{ready}: {names} on {device} at {status.endpoint}", err=True)

@@ -70,6 +70,8 @@ def _is_unicode(name: str) -> bool:
 
 def _stage(name: str, value: Any) -> Any:
     """A whole tensor gets its wire form before its bytes are there: the device works meanwhile."""
+    if isinstance(value, tuple) and not isinstance(value, Ragged):
+        raise ModelFailed(f"output {name!r} is a tuple, whose parts have no names: return a dict of outputs")
     host = _to_host(value)
     return _to_wire(name, host) if isinstance(host, torch.Tensor) else host
 
@@ -140,6 +142,8 @@ def _ragged(rows: list[np.ndarray[Any, Any]]) -> Tensor:
     dtypes = {row.dtype for row in rows}
     if len(dtypes) > 1:
         raise TypeError(f"rows of different types: {', '.join(sorted(map(str, dtypes)))}")
+    if not any(row.ndim for row in rows):
+        return _dense(np.stack(rows))
     return Tensor.from_rows(rows, Tensor.from_numpy(np.empty(0, rows[0].dtype)).dtype)
 
 

@@ -182,3 +182,5 @@ def test_progress_is_a_line_a_phase_where_there_is_no_terminal(capsys: pytest.Ca
     assert lines[:2] == [" 10% loading m", " 66% warming up m"]
     assert lines[2].startswith("ready in ")
     assert lines[2].endswith(" s: m on cpu at ipc:///s")
+    show(status_at("ready"))
+    assert capsys.readouterr().err == "ready again: m on cpu at ipc:///s\n"

@@ -75,7 +75,6 @@ def test_other_values() -> None:
         ([None, None], "numbers expected"),
         ([torch.tensor([1]), torch.tensor([0.5])], "rows of different types: float32, int64"),
         ([np.zeros(1, "f4"), np.zeros(1, "i4")], "rows of different types: float32, int32"),
-        ([torch.tensor(1), torch.tensor(2)], "must agree in every dimension"),
     ],
 )
 def test_what_has_no_wire_form_is_named(value: object, reason: str) -> None:
@@ -204,3 +203,13 @@ def test_rows_that_are_not_finite_fail_their_item() -> None:
 def test_lengths_must_add_up(lengths: list[int]) -> None:
     with pytest.raises(ModelFailed, match="add up"):
         finish(Ragged(torch.ones(3), lengths), len(lengths))
+
+
+def test_a_list_of_scalars_is_one_number_an_item() -> None:
+    tensor, _ = finish([torch.tensor(1.5), torch.tensor(2.5)], 2)
+    assert (tensor.dtype, tensor.shape, tensor.to_numpy().tolist()) == ("f32", (2,), [1.5, 2.5])
+
+
+def test_a_tuple_is_not_taken_for_rows() -> None:
+    with pytest.raises(ModelFailed, match=r"output 'y' is a tuple.* return a dict"):
+        finish((torch.zeros(2), torch.ones(2)), 2)
