@@ -291,8 +291,9 @@ class Supervisor:
             reason = f"the engine failed {count} times in {CRASH_WINDOW_S:.0f} s; last: {self._reason}"
             self._give_up(reason, 70)
         else:
-            self._retry_at = max(self._clock(), self._crashes.retry_at())
-            delay = self._retry_at - self._clock()
+            now = self._clock()
+            self._retry_at = max(now, self._crashes.retry_at())
+            delay = self._retry_at - now
             log.error(
                 "engine lost",
                 extra={"reason": self._reason, "respawn_in_s": delay, "crashes": len(self._crashes)},
