@@ -101,6 +101,19 @@ class Daemon:
 
     def _startup(self) -> None:
         descriptors.raise_limit()
+        self._open_service()
+        self._open_supervision()
+        self._open_poller()
+        self._take_signals()
+        log.info("serving", extra={"endpoint": self.endpoint, "pid": os.getpid(), "version": __version__})
+        self._supervisor.start()
+        self._watch_engines()
+        # Requests hold no cycles, so reference counts free them; collections would only walk the queue.
+        gc.freeze()
+        gc.set_threshold(GC_THRESHOLD, 50, 100)
+
+    def _open_service(self) -> None:
+        """The clients' socket, and what becomes of their requests."""
         self._context = zmq.Context()
         self._wake_read, self._wake_write = sockets.socketpair()
         self._wake_read.setblocking(False)
@@ -132,6 +145,9 @@ class Daemon:
             default_deadline_s=self._config.limits.default_deadline_ms / 1e3,
             batches_in_flight=self._config.engine.batches_in_flight,
         )
+
+    def _open_supervision(self) -> None:
+        """The engines' keeper, and who may look at it and tell it what to do."""
         self._supervisor = Supervisor(
             self._spawn_engine,
             self._clock,
@@ -164,6 +180,9 @@ class Daemon:
             on_drain=self._on_drain,
             owners=(os.geteuid(), 0),
         )
+
+    def _open_poller(self) -> None:
+        """All that the loop waits for; engines come and go in `_watch_engines`."""
         self._poller = zmq.Poller()
         self._poller.register(self._router.socket, zmq.POLLIN)
         self._poller.register(self._wake_read, zmq.POLLIN)
@@ -172,17 +191,14 @@ class Daemon:
         self._links: tuple[EngineLink, ...] = ()
         self._watched: list[int] = []
         self._watched_sockets: list[zmq.Socket[bytes]] = []
+
+    def _take_signals(self) -> None:
+        """Each signal wakes the loop, which then looks at what it has noted."""
         signal.set_wakeup_fd(self._wake_write.fileno(), warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
         signal.signal(signal.SIGHUP, self._on_hangup)
         self._alarm = Alarm(self._clock)
-        log.info("serving", extra={"endpoint": self.endpoint, "pid": os.getpid(), "version": __version__})
-        self._supervisor.start()
-        self._watch_engines()
-        # Requests hold no cycles, so reference counts free them; collections would only walk the queue.
-        gc.freeze()
-        gc.set_threshold(GC_THRESHOLD, 50, 100)
 
     def _main_loop(self) -> None:
         service, router, supervisor = self._service, self._router, self._supervisor
