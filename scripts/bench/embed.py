@@ -1,10 +1,11 @@
 """Embeddings per second through the daemon's socket, by texts per request and clients.
 
     python scripts/bench/embed.py [MODEL] [--seconds 3]
+    python scripts/bench/embed.py --shape bert-base
 
-Starts a daemon with MODEL (default: all-MiniLM-L6-v2) and drives it with pipelined clients that send token ids of mixed
-lengths: tokenising and HTTP are the web workers' part and not in these figures. The last column is what the engine does
-with full batches in the same run's `gpu-server bench forward`, which is printed first.
+Starts a daemon with MODEL (default: all-MiniLM-L6-v2; with --shape, random weights) and drives it with pipelined clients
+that send token ids of mixed lengths: tokenising and HTTP are the web workers' part and not in these figures. "of engine"
+is the share of what the engine does with full batches in `gpu-server bench forward`, which runs first and is printed.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import load
 import numpy as np
 
 from gpu_server import Client
+from gpu_server.engine import shapes
 from gpu_server.wire.documents import ModelInfo
 
 CELLS = ((1, 1, 1), (1, 64, 1), (4, 16, 1), (4, 16, 8), (4, 16, 32), (8, 8, 32))
@@ -31,11 +33,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("model", nargs="?", default="")
     parser.add_argument("--seconds", type=float, default=3.0)
+    parser.add_argument("--shape", default="", choices=["", *shapes.SHAPES])
     options = parser.parse_args()
-    engine = engine_rate(options.model)
-    with tempfile.TemporaryDirectory(prefix="gsb-") as folder:
+    with tempfile.TemporaryDirectory(prefix="gsb-") as folder, shapes.folder(options.shape) as made:
+        model = str(Path(made or options.model).resolve()) if made or options.model else ""
+        engine = engine_rate(model)
         endpoint = f"ipc://{folder}/s"
-        daemon = load.start_daemon(str(Path(options.model).resolve()) if options.model else "", endpoint)
+        daemon = load.start_daemon(model, endpoint)
         try:
             with Client(endpoint) as client:
                 info = client.model()
