@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import accumulate
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 
 from gpu_server.errors import ModelFailed
 from gpu_server.models.base import Ragged
+from gpu_server.models.landed import Landed
 from gpu_server.wire import ItemError, Tensor, Tensors
 from gpu_server.wire.convert import as_tensor
 
@@ -72,6 +73,8 @@ def _stage(name: str, value: Any) -> Any:
     """A whole tensor gets its wire form before its bytes are there: the device works meanwhile."""
     if isinstance(value, tuple) and not isinstance(value, Ragged):
         raise ModelFailed(f"output {name!r} is a tuple, whose parts have no names: return a dict of outputs")
+    if isinstance(value, Landed):
+        return value, _dense(value.rows)
     host = _to_host(value)
     return _to_wire(name, host) if isinstance(host, torch.Tensor) else host
 
@@ -106,6 +109,9 @@ def _own(value: torch.Tensor) -> torch.Tensor:
 def _to_wire(name: str, value: Any) -> Tensor:
     if isinstance(value, Tensor):
         return value
+    if isinstance(value, tuple) and isinstance(value[0], Landed):
+        value[0].take()
+        return cast(Tensor, value[1])
     try:
         if isinstance(value, torch.Tensor):
             return _dense(value.contiguous().numpy())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -11,7 +12,8 @@ RECOMPILES = 64
 
 
 class CompiledLayers:
-    """The layers of a Transformers model compiled for fixed shapes; inside `with` the model runs them so.
+    """The layers of a Transformers model compiled for fixed shapes, and what stands beside them, for any; inside `with`
+    the model runs them so.
 
     Outside it the model runs as it is: a shape that was not compiled would be while its request waits. Keep the object as
     long as a graph that was captured inside: it owns the kernels. `found` is False where the layers are not a list of the
@@ -19,26 +21,37 @@ class CompiledLayers:
     """
 
     def __init__(self, model: Any) -> None:
+        # Not before it is needed: it brings torch's compiler.
+        from gpu_server.models.text.merging import Merged
+
         torch._dynamo.config.recompile_limit = RECOMPILES
         torch._dynamo.config.accumulated_recompile_limit = RECOMPILES * 16
-        self._layers = _layers(model)
-        self._stock: list[Callable[..., Any]] = [layer.forward for layer in self._layers]
-        self._compiled = [torch.compile(forward, dynamic=False) for forward in self._stock]
+        layers = _layers(model)
+        self._merged = Merged(layers)
+        self._modules = [*layers, *_beside(model, layers)]
+        self._stock: list[Callable[..., Any]] = [module.forward for module in self._modules]
+        # Beside the layers are no large products, which alone would be slower for not knowing their shapes.
+        self._compiled = [
+            torch.compile(forward, dynamic=number >= len(layers), options=_options())
+            for number, forward in enumerate(self._stock)
+        ]
 
     @property
     def found(self) -> bool:
         """Whether there are layers to compile."""
-        return bool(self._layers)
+        return bool(self._modules)
 
     def __enter__(self) -> None:
+        self._merged.install(True)
         self._install(self._compiled)
 
     def __exit__(self, *exception: object) -> None:
         self._install(self._stock)
+        self._merged.install(False)
 
     def _install(self, forwards: list[Callable[..., Any]]) -> None:
-        for layer, forward in zip(self._layers, forwards, strict=True):
-            layer.forward = forward
+        for module, forward in zip(self._modules, forwards, strict=True):
+            module.forward = forward
 
 
 def end_workers() -> None:
@@ -48,9 +61,32 @@ def end_workers() -> None:
     shutdown_compile_workers()
 
 
+@cache
+def _options() -> dict[str, Any]:
+    """One object for all: layers that are compiled with other options do not share their code."""
+    from gpu_server.models.text.merging import Once
+
+    return {"post_grad_custom_pre_pass": Once()}
+
+
 def _layers(model: Any) -> list[torch.nn.Module]:
     count = model.config.get_text_config().num_hidden_layers
     for module in model.modules():
         if isinstance(module, torch.nn.ModuleList) and len(module) == count:
             return list(module)
     return []
+
+
+def _beside(model: Any, layers: list[torch.nn.Module]) -> list[torch.nn.Module]:
+    """Embeddings, rotary tables and norms of the model: what holds no layer, in modules that hold them all.
+
+    Torch's own are left out: each is one kernel.
+    """
+    holders = [m for m in model.modules() if m not in layers and any(p in layers[:1] for p in m.modules())]
+    return [
+        child
+        for holder in holders
+        if not isinstance(holder, torch.nn.ModuleList)
+        for child in holder.children()
+        if child not in holders and not type(child).__module__.startswith("torch.nn.")
+    ]

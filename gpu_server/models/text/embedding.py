@@ -10,6 +10,7 @@ import torch
 
 from gpu_server.errors import ConfigError, InvalidRequest
 from gpu_server.models.base import Ragged
+from gpu_server.models.landed import Landed
 from gpu_server.models.text import dense, prompts
 from gpu_server.models.text.graphs import Outputs
 from gpu_server.models.text.model import TextBatch, TextModel
@@ -20,7 +21,7 @@ from gpu_server.wire.documents import ModelInfo
 EMBEDDING = "embedding"
 TOKEN_EMBEDDINGS = "token_embeddings"
 
-Named = Mapping[str, torch.Tensor | Ragged]
+Named = Mapping[str, torch.Tensor | Ragged | Landed]
 
 
 class EmbeddingModel(TextModel):
@@ -53,7 +54,7 @@ class EmbeddingModel(TextModel):
         _check_prompt_length(prompt_length)
         ran = self._forward(batch.packed)
         if prompt_length:
-            ran = ran._replace(pooled=self._pool_after(ran.hidden, batch, prompt_length))
+            ran = ran._replace(pooled=self._pool_after(ran.hidden, batch, prompt_length), landed=None)
         return self._named(output, batch, ran, normalize, dimensions)
 
     def describe(self, info: ModelInfo) -> None:
@@ -74,10 +75,12 @@ class EmbeddingModel(TextModel):
             return {TOKEN_EMBEDDINGS: batch.ragged(ran.hidden.float())}
         return {EMBEDDING: self._embedding(ran, normalize, dimensions)}
 
-    def _embedding(self, ran: Outputs, normalize: bool | None, dimensions: int) -> torch.Tensor:
+    def _embedding(self, ran: Outputs, normalize: bool | None, dimensions: int) -> torch.Tensor | Landed:
         vectors, unit = ran.pooled
         wants_unit = self._facts.normalize if normalize is None else normalize
         if dimensions in (0, self._dimensions):
+            if ran.landed is not None and wants_unit == self._facts.normalize:
+                return ran.landed
             return unit if wants_unit else vectors
         vectors = vectors[:, :dimensions]
         return normalized(vectors) if wants_unit else vectors.contiguous()
@@ -100,6 +103,9 @@ class EmbeddingModel(TextModel):
         if not self._dense:
             return pool_and_normalize(hidden, offsets, self._facts.pooling)
         return self._through_dense(pool(hidden, offsets, self._facts.pooling))
+
+    def _lands(self) -> int:
+        return int(self._facts.normalize)
 
     def _pool_after(
         self, hidden: torch.Tensor, batch: TextBatch, prompt_length: int

@@ -19,7 +19,7 @@ from gpu_server.models.text.batch import Batch
 from gpu_server.models.text.compiling import CompiledLayers, end_workers
 from gpu_server.models.text.encoder import Encoder
 from gpu_server.models.text.fused import FusedBert, suits
-from gpu_server.models.text.graphs import Captured, Graphs, Inputs, Outputs, Staged, leading
+from gpu_server.models.text.graphs import Captured, Graphs, Inputs, Landing, Outputs, Staged, leading
 from gpu_server.models.text.selfcheck import Probe, States
 from gpu_server.models.text.triton_support import has_triton
 
@@ -37,14 +37,18 @@ _COMPILING = 0.8
 class Forward:
     """An encoder and what is made of its hidden states; `runs` says how: padded, packed, or one of three kinds of graphs.
 
-    captured: what capturing the graphs took, where there are any.
+    lands: which of the head's outputs graphs bring to the host by themselves, if one. captured: what capturing the graphs
+    took, where there are any.
     """
 
-    def __init__(self, encoder: Encoder, head: Head, *, token_types: bool = False) -> None:
+    def __init__(
+        self, encoder: Encoder, head: Head, *, token_types: bool = False, lands: int | None = None
+    ) -> None:
         self.encoder = encoder
         self.runs: str = encoder.runs
         self._head = head
         self._token_types = token_types
+        self._lands = lands
         self._graphs: Graphs | None = None
         self._states: States = self._stock_states
         self._layers: CompiledLayers | None = None
@@ -86,6 +90,9 @@ class Forward:
         Raises EngineStartFailed when a capture fails, which leaves the CUDA context useless, or gives other numbers;
         OutOfMemory, DeviceLost.
         """
+        longest = min(max_length, max_tokens)
+        probe = leading(*selfcheck.probe(self.encoder, longest), max_tokens, max_items)
+        wanted = [output.clone() for output in self(self.encoder.pack(*probe)).pooled]
         graphs = Graphs(
             self._captured,
             self.encoder.device,
@@ -94,10 +101,8 @@ class Forward:
             max_length=max_length,
             first_position=self.encoder.first_position,
             token_types=self._token_types,
+            landing=None if self._lands is None else Landing(self._lands, wanted[self._lands].shape[1]),
         )
-        longest = min(max_length, max_tokens)
-        probe = leading(*selfcheck.probe(self.encoder, longest), max_tokens, max_items)
-        wanted = [output.clone() for output in self(self.encoder.pack(*probe)).pooled]
         if not self._rehearsal_agrees(graphs, probe, wanted):
             return
         runs = self._choose_layers(graphs, probe, compiled, fused, progress)
@@ -173,10 +178,10 @@ class Forward:
         return Outputs(hidden, self._head(hidden, inputs.offsets))
 
     def _stock_states(self, inputs: Inputs) -> torch.Tensor:
-        types = {} if inputs.types is None else {"token_type_ids": inputs.types[None].long()}
+        types = {} if inputs.types is None else {"token_type_ids": inputs.types[None]}
         out: Any = self.encoder.model(
-            input_ids=inputs.ids[None].long(),
-            position_ids=inputs.positions[None].long(),
+            input_ids=inputs.ids[None],
+            position_ids=inputs.positions[None],
             bounds=inputs.bounds,
             **types,
         )

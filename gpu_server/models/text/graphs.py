@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import time
+import weakref
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from gpu_server.models.landed import Landed
+
 Bounds = tuple[torch.Tensor, torch.Tensor]
 
 
 class Inputs(NamedTuple):
-    """What a captured forward reads: ids, positions, token types where the model has them, and each token's first and
-    last key, all `[tokens]`; and where each sequence begins, `[items + 1]`. int32."""
+    """What a captured forward reads: ids, positions and, where the model has them, token types, int64 `[tokens]`; each
+    token's first and last key, int32 `[tokens]`; and where each sequence begins, int32 `[items + 1]`."""
 
     ids: torch.Tensor
     positions: torch.Tensor
@@ -34,20 +38,32 @@ class Given(NamedTuple):
 
 
 class Outputs(NamedTuple):
-    """What a forward leaves: hidden states `[tokens, hidden_size]`, and its head's outputs of one row an item."""
+    """What a forward leaves: hidden states `[tokens, hidden_size]`, and its head's outputs of one row an item.
+
+    landed: one of the head's outputs as float32, on its way to the host, where the graph brings it there.
+    """
 
     hidden: torch.Tensor
     pooled: Sequence[torch.Tensor]
+    landed: Landed | None = None
 
     def of(self, tokens: slice, items: slice) -> Outputs:
-        """Those of some tokens and items, as views."""
+        """Those of some tokens and items, as views; none has landed."""
         return Outputs(self.hidden[tokens], [rows[items] for rows in self.pooled])
+
+
+class Landing(NamedTuple):
+    """Which of the head's outputs a graph leaves in pinned memory as well, and the length of its rows."""
+
+    output: int
+    size: int
 
 
 Forward = Callable[[Inputs], Outputs]
 
 SMALLEST = 16
-WARM_UPS = 2
+LANDING_TOKENS = 2048
+"""The largest bucket whose outputs land: a copy of their own is small then beside a forward, and so is the memory."""
 TURNS = 2
 """Graphs a bucket, taken in turn: one is filled while the other runs."""
 
@@ -100,31 +116,48 @@ class Bucket:
     """
 
     def __init__(
-        self, tokens: int, items: int, device: torch.device, first_position: int, token_types: bool
+        self,
+        tokens: int,
+        items: int,
+        device: torch.device,
+        first_position: int,
+        token_types: bool,
+        landing: Landing | None,
     ) -> None:
         self.tokens = tokens
         self.items = items
         self.outputs: Outputs | None = None
         self._first_position = first_position
         columns = 2 if token_types else 1
-        host = torch.zeros(columns * tokens + items + 1, dtype=torch.int32, pin_memory=device.type == "cuda")
+        pinned = device.type == "cuda"
+        host = torch.zeros(columns * tokens + items + 1, dtype=torch.int32, pin_memory=pinned)
         self._given = Given(
             host[:tokens], host[tokens : 2 * tokens] if token_types else None, host[columns * tokens :]
         )
         self._ids, self._offsets = self._given.ids.numpy(), self._given.offsets.numpy()
         self._types = None if self._given.types is None else self._given.types.numpy()
-        ids, positions, types, lo, hi = torch.zeros(5, tokens, dtype=torch.int32, device=device)
+        ids, positions, types = torch.zeros(3, tokens, dtype=torch.int64, device=device)
+        lo, hi = torch.zeros(2, tokens, dtype=torch.int32, device=device)
         offsets = torch.zeros(items + 1, dtype=torch.int32, device=device)
         self.inputs = Inputs(ids, positions, types if token_types else None, (lo, hi), offsets)
+        self._output, size = landing or (0, 0)
+        lands = landing is not None and tokens <= LANDING_TOKENS
+        self._landing = torch.zeros(items, size, pin_memory=pinned) if lands else None
+        self._memory = None if self._landing is None else self._landing.numpy()
+        self._landed: weakref.ref[Landed] | None = None
         self._graph = torch.cuda.CUDAGraph()
         self._done: torch.cuda.Event | None = None
 
     def fill(
         self, ids: NDArray[np.int32], lengths: NDArray[np.int64], types: NDArray[np.int32] | None = None
     ) -> None:
-        """Write a batch where the graph reads it, once the replay before has ended."""
+        """Write a batch where the graph reads it, once the replay before has ended and what it left is safe."""
         if self._done is not None:
             self._done.synchronize()
+        if self._landed is not None:
+            landed = self._landed()
+            if landed is not None:
+                landed.take()
         tokens, items = len(ids), len(lengths)
         self._ids[:tokens] = ids
         if self._types is not None:
@@ -132,17 +165,17 @@ class Bucket:
         self._offsets[1 : items + 1] = np.add.accumulate(lengths)
         self._offsets[items + 1 :] = tokens
 
-    def capture(self, forward: Forward, pool: Any, warm_ups: int) -> None:
-        """Run `forward` until everything it needs is loaded and compiled, then record it."""
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(warm_ups):
-                self.run(forward)
-        torch.cuda.current_stream().wait_stream(stream)
+    def capture(self, forward: Forward, pool: Any, *, warm_up: bool) -> None:
+        """Record `forward` on the current stream; before it, run it once to load all that it needs."""
+        if warm_up:
+            self.run(forward)
         torch.cuda.synchronize()
-        with torch.cuda.graph(self._graph, pool=pool):
+        # torch.cuda.graph would give memory back to the driver each time, which takes longer than the rest.
+        self._graph.capture_begin(pool=pool)
+        try:
             self.outputs = self.run(forward)
+        finally:
+            self._graph.capture_end()
         self._done = torch.cuda.Event()
 
     def replay(self) -> Outputs:
@@ -158,7 +191,20 @@ class Bucket:
         from gpu_server.models.text.spread_kernel import spread
 
         spread(self._given, self.inputs, self._first_position)
-        return forward(self.inputs)
+        outputs = forward(self.inputs)
+        if self._landing is not None:
+            from gpu_server.models.text.landing_kernel import land
+
+            land(outputs.pooled[self._output], self.inputs.offsets, self._landing)
+        return outputs
+
+    def landed(self, items: int) -> Landed | None:
+        """What the last replay leaves of the first `items` in pinned memory, if it lands there."""
+        if self._memory is None:
+            return None
+        landed = Landed(self._memory[:items])
+        self._landed = weakref.ref(landed)
+        return landed
 
 
 class Graphs:
@@ -166,7 +212,7 @@ class Graphs:
 
     max_tokens, max_items: the largest batch that is replayed; larger ones must run another way (`fits` tells).
     max_length: tokens of the longest sequence. first_position: what positions count from. token_types: whether batches
-    bring them.
+    bring them. landing: what small batches leave in pinned memory.
     """
 
     def __init__(
@@ -179,13 +225,14 @@ class Graphs:
         max_length: int,
         first_position: int,
         token_types: bool = False,
+        landing: Landing | None = None,
     ) -> None:
         self._forward = forward
         self._max_length = max_length
         self._sizes = ladder(max_tokens)
         self._max_items = max_items
         self._buckets = [
-            [Bucket(n, min(n, max_items), device, first_position, token_types) for _ in range(TURNS)]
+            [Bucket(n, min(n, max_items), device, first_position, token_types, landing) for _ in range(TURNS)]
             for n in self._sizes
         ]
 
@@ -193,12 +240,13 @@ class Graphs:
         """Capture every bucket, the largest first so that the others share its memory; `progress` gets the part done."""
         started, free = time.perf_counter(), _free_memory()
         pool = torch.cuda.graph_pool_handle()
-        for done, turns in enumerate(reversed(self._buckets)):
-            progress(done / len(self._buckets))
-            for turn, bucket in enumerate(turns):
-                lengths = filler(bucket.tokens, bucket.items, self._max_length)
-                bucket.fill(np.zeros(lengths.sum(), np.int32), lengths)
-                bucket.capture(self._forward, pool, 0 if turn else WARM_UPS)
+        with _capturing_stream():
+            for done, turns in enumerate(reversed(self._buckets)):
+                progress(done / len(self._buckets))
+                for turn, bucket in enumerate(turns):
+                    lengths = filler(bucket.tokens, bucket.items, self._max_length)
+                    bucket.fill(np.zeros(lengths.sum(), np.int32), lengths)
+                    bucket.capture(self._forward, pool, warm_up=not turn)
         count = TURNS * len(self._buckets)
         return Captured(count, time.perf_counter() - started, free - _free_memory())
 
@@ -259,7 +307,17 @@ class Graphs:
 
     def replay(self, staged: Staged) -> Outputs:
         """Outputs of a staged batch: views that another replay overwrites, in stream order."""
-        return staged.bucket.replay().of(slice(staged.tokens), slice(staged.items))
+        outputs = staged.bucket.replay().of(slice(staged.tokens), slice(staged.items))
+        return outputs._replace(landed=staged.bucket.landed(staged.items))
+
+
+@contextmanager
+def _capturing_stream() -> Iterator[None]:
+    """One stream for all captures of a model: what was captured on several would share no memory."""
+    torch.cuda.synchronize()
+    with torch.cuda.stream(torch.cuda.Stream()):
+        yield
+    torch.cuda.synchronize()
 
 
 def _free_memory() -> int:

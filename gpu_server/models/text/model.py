@@ -99,7 +99,9 @@ class TextModel(Model):
         self._products = onednn.adopt(self._encoder, probe, bfloat16=may_round)
         self._settle()
         self.padded = self._encoder.runs == "padded"
-        self._forward = Forward(self._encoder, self._head, token_types=self.inputs is PAIRS)
+        self._forward = Forward(
+            self._encoder, self._head, token_types=self.inputs is PAIRS, lands=self._lands()
+        )
 
     def collate(self, inputs: Mapping[str, Tensor], device: torch.device) -> TextBatch:
         """Check ids, types and lengths, and move them to the device. Raises InvalidRequest naming the first wrong item.
@@ -182,6 +184,10 @@ class TextModel(Model):
     def _head(self, hidden: torch.Tensor, offsets: torch.Tensor) -> Sequence[torch.Tensor]:
         """What graphs hold besides the encoder: outputs of one row an item. Graphs are verified by it: never none."""
         return [pool(hidden, offsets, "mean")]
+
+    def _lands(self) -> int | None:
+        """Which output of `_head` most batches are asked for, if it leaves as it is, `[items, size]`."""
+        return None
 
     def _limit_length(self) -> int:
         facts = self._facts

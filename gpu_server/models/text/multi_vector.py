@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from gpu_server.errors import ConfigError
 from gpu_server.models.base import Ragged
+from gpu_server.models.landed import Landed
 from gpu_server.models.text import checkpoint, source
 from gpu_server.models.text.embedding import EMBEDDING, TOKEN_EMBEDDINGS, EmbeddingModel, Named
 from gpu_server.models.text.graphs import Outputs
@@ -35,7 +36,7 @@ class MultiVectorModel(EmbeddingModel):
     ) -> Named:
         if output in (EMBEDDING, TOKEN_EMBEDDINGS):
             return super()._named(output, batch, ran, normalize, dimensions)
-        named: dict[str, torch.Tensor | Ragged] = {}
+        named: dict[str, torch.Tensor | Ragged | Landed] = {}
         if output == ALL:
             named[EMBEDDING] = self._embedding(ran, normalize, dimensions)
         if output in (SPARSE, ALL):

@@ -12,6 +12,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from gpu_server.errors import EngineStartFailed
+from gpu_server.models.landed import Landed
 from gpu_server.models.text import selfcheck
 from gpu_server.models.text.batch import Batch
 from gpu_server.models.text.encoder import Encoder, load_model, quiet
@@ -33,9 +34,10 @@ _PICK: Mapping[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = Mapp
 class SequenceModel(TextModel):
     """Any `*ForSequenceClassification`; one label makes it a reranker, more a classifier. It takes texts and pairs."""
 
-    def forward(self, batch: TextBatch) -> Mapping[str, torch.Tensor]:
+    def forward(self, batch: TextBatch) -> Mapping[str, torch.Tensor | Landed]:
         """`{"logits": float32 [items, labels]}`, without activation."""
-        return {"logits": self._logits(batch).float()}
+        logits = self._logits(batch)
+        return {"logits": logits if isinstance(logits, Landed) else logits.float()}
 
     def describe(self, info: ModelInfo) -> None:
         """As every text model, and the labels with the activation that makes scores of their logits."""
@@ -46,13 +48,13 @@ class SequenceModel(TextModel):
         independent = len(info.labels) == 1 or config.problem_type == "multi_label_classification"
         info.activation = self._facts.activation or ("sigmoid" if independent else "softmax")
 
-    def _logits(self, batch: TextBatch) -> torch.Tensor:
+    def _logits(self, batch: TextBatch) -> torch.Tensor | Landed:
         if self._reads == "whole":
             assert isinstance(batch.packed, Batch)
             return self._stock.whole(batch.packed)
         ran = self._forward(batch.packed)
         if self._reads in _PICK:
-            return ran.pooled[0]
+            return ran.pooled[0] if ran.landed is None else ran.landed
         # A batch that was staged for a graph has no ids of its own any more.
         return self._feed("all", ran.hidden, self._encoder.pack(batch.ids, batch.lengths))
 
@@ -60,6 +62,9 @@ class SequenceModel(TextModel):
         if self._reads not in _PICK:
             return super()._head(hidden, offsets)
         return [self._stock(_PICK[self._reads](hidden, offsets)[:, None])]
+
+    def _lands(self) -> int | None:
+        return 0 if self._reads in _PICK else None
 
     def _feed(self, reads: Reads, hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
         """Logits `[items, labels]` of hidden states `[tokens, hidden_size]`."""

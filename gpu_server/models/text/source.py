@@ -21,8 +21,9 @@ _INSTALL = f"a package for text models is not installed; {INSTALL_SERVER}"
 
 
 def find(source: str, revision: str = "") -> Path:
-    """Folder of the model `source`, "" for the default one. Raises ModelFolderMissing."""
-    return resolve(source, revision) if source else default_model()
+    """Folder of the model `source`, "" or its name for the default one. Raises ModelFolderMissing."""
+    named = source == DEFAULT_MODEL and not revision and not Path(source).is_dir()
+    return default_model() if named or not source else resolve(source, revision)
 
 
 def resolve(source: str, revision: str = "") -> Path:

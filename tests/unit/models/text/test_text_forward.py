@@ -7,6 +7,7 @@ import logging
 import sys
 import types
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -33,22 +34,24 @@ class Recorder:
         self.wrong: Wrong = lambda tokens: False
         self.captured: list[int] = []
 
-        def capture(bucket: Any, forward: Any, pool: object, warm_ups: int) -> None:
+        def capture(bucket: Any, forward: Any, pool: object, *, warm_up: bool) -> None:
             self.captured.append(bucket.tokens)
             bucket.outputs = bucket.run(forward)
             bucket.recorded = forward
 
         def replay(bucket: Any) -> graphs.Outputs:
             shift = 1 if self.wrong(bucket.tokens) else 0
-            hidden, pooled = bucket.run(bucket.recorded)
+            hidden, pooled, _ = bucket.run(bucket.recorded)
             return graphs.Outputs(hidden, [output + shift for output in pooled])
 
         monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: None)
         monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
         monkeypatch.setattr(graphs, "_free_memory", lambda: 0)
-        kernel = types.ModuleType("gpu_server.models.text.spread_kernel")
-        vars(kernel).update(spread=spread)
-        monkeypatch.setitem(sys.modules, kernel.__name__, kernel)
+        monkeypatch.setattr(graphs, "_capturing_stream", nullcontext)
+        for name, function in {"spread": spread, "land": land}.items():
+            kernel = types.ModuleType(f"gpu_server.models.text.{name.replace('land', 'landing')}_kernel")
+            setattr(kernel, name, function)
+            monkeypatch.setitem(sys.modules, kernel.__name__, kernel)
         monkeypatch.setattr(graphs.Bucket, "capture", capture)
         monkeypatch.setattr(graphs.Bucket, "replay", replay)
         monkeypatch.setattr(attention, "_tiled", masked)
@@ -73,6 +76,11 @@ def spread(given: graphs.Given, inputs: graphs.Inputs, first_position: int) -> N
         inputs.bounds[0][start:end], inputs.bounds[1][start:end] = start, end
 
 
+def land(rows: torch.Tensor, offsets: torch.Tensor, landing: torch.Tensor) -> None:
+    """What the kernel copies."""
+    landing[offsets.diff() > 0] = rows[offsets.diff() > 0]
+
+
 def masked(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bounds: tuple[torch.Tensor, torch.Tensor], rule: Rule
 ) -> torch.Tensor:
@@ -89,10 +97,10 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     return Recorder(monkeypatch)
 
 
-def forward_of(folder: Path) -> Forward:
+def forward_of(folder: Path, lands: int | None = None) -> Forward:
     loaded = encoder.load(folder, CPU)
     loaded.use("packed")
-    return Forward(loaded, lambda hidden, offsets: pool_and_normalize(hidden, offsets, "mean"))
+    return Forward(loaded, lambda hidden, offsets: pool_and_normalize(hidden, offsets, "mean"), lands=lands)
 
 
 def capture(
@@ -144,17 +152,35 @@ def test_a_batch_staged_while_another_runs_leaves_it_alone(make_model: MakeModel
         torch.testing.assert_close(forward(second).pooled[0], alone[1])
 
 
+@torch.inference_mode()
+def test_what_lands_outlives_the_batches_after_it(make_model: MakeModel, recorder: Recorder) -> None:
+    forward = forward_of(make_model("bert"), lands=1)
+    capture(forward)
+    rows = np.random.default_rng(0).integers(4, 96, (7, 5), dtype=np.int32)
+    ran = [forward(forward.pack(ids, np.array([3, 2]))) for ids in rows]
+    for ids, outputs in zip(rows, ran, strict=True):
+        assert outputs.landed is not None
+        outputs.landed.take()
+        want = forward(forward.pack(ids, np.array([3, 2]))).pooled[1]
+        assert np.array_equal(outputs.landed.rows, want.numpy())
+
+
+def test_large_batches_do_not_land(recorder: Recorder) -> None:
+    for tokens, lands in ((graphs.LANDING_TOKENS, True), (graphs.LANDING_TOKENS + 1, False)):
+        bucket = graphs.Bucket(tokens, 5, CPU, 0, False, graphs.Landing(0, 8))
+        assert (bucket.landed(2) is not None) == lands
+
+
 @pytest.fixture
 def compiled_runs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Stand in for torch.compile; gets the tokens of every run of a compiled layer."""
     runs: list[int] = []
 
-    def compiling(layer: Callable[..., Any], dynamic: bool) -> Callable[..., Any]:
-        assert not dynamic
-
-        def run(hidden: torch.Tensor, *args: Any, **options: Any) -> Any:
-            runs.append(hidden.shape[1])
-            return layer(hidden, *args, **options)
+    def compiling(layer: Callable[..., Any], dynamic: bool, **_: Any) -> Callable[..., Any]:
+        def run(*args: Any, **options: Any) -> Any:
+            if not dynamic:
+                runs.append(args[0].shape[1])
+            return layer(*args, **options)
 
         return run
 
@@ -177,7 +203,7 @@ def test_compiled_layers_run_inside_graphs_only(
 def test_a_capture_that_fails_leaves_no_compiled_layers(
     make_model: MakeModel, recorder: Recorder, compiled_runs: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise RuntimeError("no\nmore")
 
     monkeypatch.setattr(graphs.Bucket, "capture", fail)
@@ -197,7 +223,7 @@ def test_layers_that_do_not_compile_run_as_they_are(
     caplog: pytest.LogCaptureFixture,
     error: Exception,
 ) -> None:
-    def compiling(layer: Callable[..., Any], dynamic: bool) -> Callable[..., Any]:
+    def compiling(layer: Callable[..., Any], **_: Any) -> Callable[..., Any]:
         def run(*_: Any, **__: Any) -> Any:
             assert recorder.captured == []
             raise error
@@ -234,7 +260,7 @@ def test_what_a_failed_capture_is_called(
     told: type[GPUServerError],
     reason: str,
 ) -> None:
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise error
 
     monkeypatch.setattr(graphs.Bucket, "capture", fail)

@@ -9,12 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch._inductor.config
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from gpu_server.engine.isolation import Answer
+from gpu_server.engine.runner import Runner
 from gpu_server.models.text.attention import attend
-from gpu_server.models.text.compiling import CompiledLayers
 from gpu_server.models.text.embedding import EmbeddingModel
 from gpu_server.models.text.graphs import filler, ladder, leading
 from gpu_server.wire.documents import ModelInfo
@@ -50,12 +52,6 @@ def test_a_full_ladder_wastes_at_most_half() -> None:
     assert all(after / before <= 1.5 for before, after in itertools.pairwise(sizes) if before >= 256)
 
 
-def test_shared_layers_are_not_compiled(make_model: Callable[..., Path]) -> None:
-    from transformers import AutoModel
-
-    assert not CompiledLayers(AutoModel.from_pretrained(make_model("albert"))).found
-
-
 @given(st.integers(0, 2000), st.integers(0, 50), st.integers(1, 600))
 def test_filler_keeps_to_what_a_bucket_holds(tokens: int, items: int, max_length: int) -> None:
     lengths = filler(tokens, items, max_length)
@@ -73,18 +69,25 @@ def test_leading_sequences_that_fit(tokens: int, items: int, kept: int) -> None:
     assert (cut.tolist(), len(ids)) == (lengths[:kept].tolist(), lengths[:kept].sum())
 
 
-def started(folder: Path, **options: object) -> EmbeddingModel:
+def started(
+    folder: Path, max_tokens: int = MAX_TOKENS, max_items: int = MAX_ITEMS, **options: object
+) -> Runner:
     model = EmbeddingModel(str(folder), dtype="float16", **options)  # type: ignore[arg-type]
-    model.load(torch.device("cuda"))
-    model.max_batch_tokens, model.max_batch_items = MAX_TOKENS, MAX_ITEMS
-    model.warm_up(lambda inputs: run(model, Tensor.rows(inputs["input_ids"])))
-    return model
+    device = torch.device("cuda")
+    model.load(device)
+    model.max_batch_tokens, model.max_batch_items = max_tokens, max_items
+    runner = Runner(model, device)
+    model.warm_up(runner.run)
+    return runner
 
 
-@torch.inference_mode()
-def run(model: EmbeddingModel, rows: list[Row]) -> torch.Tensor:
-    batch = model.collate({"input_ids": Tensor.from_rows(rows)}, torch.device("cuda"))
-    return model.forward(batch)["embedding"].clone()
+def run(runner: Runner, rows: list[Row], **params: object) -> torch.Tensor:
+    return vectors(runner.run({"input_ids": Tensor.from_rows(rows)}, params))
+
+
+def vectors(answer: Answer) -> torch.Tensor:
+    assert answer[1] == []
+    return torch.from_numpy(answer[0]["embedding"].to_numpy().copy())
 
 
 def rows_of(lengths: list[int], seed: int = 0) -> list[Row]:
@@ -104,12 +107,14 @@ def test_graphs_give_what_the_direct_forward_gives(
     folder = make_model(
         family, pooling="lasttoken" if family in ("qwen3", "mistral") else "mean", normalize=True
     )
-    graphed = started(folder, compiled=how == "compiled graphs", fused=how == "fused graphs")
+    # Every bucket is compiled for: three are enough. Processes to compile in would take longer to start.
+    with torch._inductor.config.patch(compile_threads=1):
+        graphed = started(folder, 64, 50, compiled=how == "compiled graphs", fused=how == "fused graphs")
     direct = started(folder, graphs=False)
     info = ModelInfo(name="m")
-    graphed.describe(info)
+    graphed.model.describe(info)
     assert info.runs == how
-    mixes = [[1], [16], [100], [1] * 400, [100] * 10 + [24], [7, 1, 99, 30, 16, 2], [3] * 341 + [1], [17]]
+    mixes = [[1], [16], [17], [64], [1] * 50, [40, 24], [7, 1, 9, 30, 16, 1], [3] * 20 + [2]]
     for number, lengths in enumerate(mixes):
         rows = rows_of(lengths, number)
         cosine = torch.nn.functional.cosine_similarity(run(graphed, rows), run(direct, rows))
@@ -134,6 +139,32 @@ def test_a_batch_over_the_ladder_runs_directly(make_model: Callable[..., Path]) 
     model = started(make_model("bert", pooling="cls"))
     assert run(model, rows_of([100] * 12)).shape == (12, 32)
     assert run(model, rows_of([1] * (MAX_ITEMS + 1))).shape == (MAX_ITEMS + 1, 32)
+
+
+@pytest.mark.gpu
+@needs_cuda
+@pytest.mark.parametrize("normalize", [False, True])
+def test_every_form_of_an_embedding(make_model: Callable[..., Path], normalize: bool) -> None:
+    """One of them lands in the host's memory by itself, in small batches."""
+    folder = make_model("bert", pooling="mean", normalize=normalize)
+    graphed, direct = started(folder, 4096, 4096), started(folder, graphs=False)
+    for lengths in ([5], [3] * 600, [3] * 1000):
+        rows = rows_of(lengths)
+        for params in ({}, {"normalize": True}, {"normalize": False}, {"dimensions": 8}):
+            got, want = run(graphed, rows, **params), run(direct, rows, **params)
+            assert got.shape == want.shape
+            assert float((got - want).norm() / want.norm()) < 3e-3, (lengths[:1], params)
+
+
+@pytest.mark.gpu
+@needs_cuda
+def test_an_answer_outlives_the_batches_after_it(make_model: Callable[..., Path]) -> None:
+    runner = started(make_model("bert", pooling="mean"))
+    texts = [rows_of([length], length) for length in range(1, 13)]
+    alone = [run(runner, text) for text in texts]
+    pending = [runner.enqueue({"input_ids": Tensor.from_rows(text)}, {}) for text in texts]
+    for batch, want in zip(pending, alone, strict=True):
+        assert torch.equal(vectors(batch.wait()), want)
 
 
 class Layer(torch.nn.Module):

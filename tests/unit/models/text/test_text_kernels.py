@@ -111,3 +111,16 @@ def test_spread(lengths: list[int], with_types: bool) -> None:
     assert (positions[total:] == 2).all()
     assert (lo[total:] == total).all()
     assert (hi[total:] == 0).all()
+
+
+@pytest.mark.parametrize("size", [1, 384, 1024, 1500])
+def test_land(size: int) -> None:
+    from gpu_server.models.text.landing_kernel import land
+
+    rows = random(40, size)
+    offsets = torch.tensor([*range(0, 60, 2), *[58] * 11], dtype=torch.int32, device=GPU)
+    landing = torch.full((40, size), 7.0).pin_memory()
+    land(rows, offsets, landing)
+    torch.cuda.synchronize()
+    assert torch.equal(landing[:29], rows[:29].float().cpu())
+    assert (landing[29:] == 7).all()

