@@ -16,6 +16,7 @@ from web.errors import BadField
 T = TypeVar("T")
 MAX_LISTS = 1 << 16
 """Lists and objects in a body: more than any daemon's `max_items`, and few enough to cost little."""
+SEE = "the API's page /docs shows the body that this route takes"
 
 # Brackets inside strings do not count. Possessive throughout, so its time is linear in the body.
 _MANY_LISTS = re.compile(rb'(?:(?:[^\[{"]++|"(?:[^"\\]++|\\.)*+")*+[\[{]){%d}+' % (MAX_LISTS + 1), re.DOTALL)
@@ -60,9 +61,9 @@ def _decoder(kind: Any) -> msgspec.json.Decoder[Any]:
 def bad_field(message: str) -> BadField:
     """«Expected `int`, got `str` - at `$.a[1]`» as field `a[1]` and the rest."""
     if missing := _MISSING.fullmatch(message):
-        return BadField(missing[1], "required, and missing")
+        return BadField(missing[1], f"required, and missing; {SEE}")
     what, _, path = message.partition(" - at `$")
-    return BadField(path.rstrip("`").lstrip("."), what[:1].lower() + what[1:])
+    return BadField(path.rstrip("`").lstrip("."), f"{what[:1].lower()}{what[1:]}; {SEE}")
 
 
 def _fault(data: bytes) -> str:

@@ -7,6 +7,7 @@ import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from gunicorn.http.errors import ParseException
 from werkzeug.exceptions import BadRequest, RequestEntityTooLarge, UnsupportedMediaType
 
 from gpu_server.client import Client
@@ -82,7 +83,7 @@ def _read(environ: WSGIEnvironment, limit: int) -> bytes:
             data = stream.read(size)
             if len(data) < size:
                 raise BadRequest(f"the body ended after {len(data)} of {size} bytes")
-    except (OSError, ValueError):
+    except (OSError, ValueError, ParseException):
         raise BadRequest("the body cannot be read to its end") from None
     if len(data) > limit:
         raise RequestEntityTooLarge

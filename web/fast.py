@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
-from flask import Flask
+from flask import Flask, signals
 from werkzeug.exceptions import HTTPException
 
 from gpu_server.errors import RemoteError
@@ -21,6 +21,12 @@ from web.routing import Route, run
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+SIGNALS = (
+    signals.request_started, signals.request_finished, signals.request_tearing_down, signals.got_request_exception,
+    signals.appcontext_pushed, signals.appcontext_popped, signals.appcontext_tearing_down,
+)  # fmt: skip
+"""What Flask sends around a request, to whoever listens."""
 
 _STATUS = {s.value: f"{s.value} {s.phrase}" for s in HTTPStatus} | {499: "499 Client Closed Request"}
 
@@ -38,9 +44,9 @@ def install(
 class FastLayer:
     """Answers the hot routes as Flask would, byte for byte, and hands all else to it.
 
-    Steps aside, so that Flask serves these routes too, in an app that was given hooks or error handlers besides its own:
-    they are honoured at the price of Flask's dispatch. So it does for a path that Flask gives to a route of the app's
-    own. That is settled at the first request; Flask takes no more then.
+    Steps aside, so that Flask serves these routes too, in an app that was given hooks or error handlers besides its own,
+    or whose signals somebody listens to: they are honoured at the price of Flask's dispatch. So it does for a path that
+    Flask gives to a route of the app's own. That is settled at the first request, after which the app takes no more.
     """
 
     def __init__(
@@ -76,6 +82,8 @@ class FastLayer:
         if by_host or hooks(self._app) != self._hooks:
             self._routes = {}
         self._routes = {path: route for path, route in self._routes.items() if self._reached(path, route)}
+        # As Flask's own dispatch does at its first request: setup that comes later is an error, and not ignored.
+        self._app._got_first_request = True
         self._settled = True
 
     def _reached(self, path: str, route: Route) -> bool:
@@ -101,11 +109,11 @@ class FastLayer:
 
 
 def hooks(app: Flask) -> tuple[object, ...]:
-    """All that Flask would run around a request."""
+    """All that Flask would run around a request of any route, less what belongs to some other blueprint alone."""
     found: list[object] = [*app.teardown_appcontext_funcs]
     for by_scope in (app.before_request_funcs, app.after_request_funcs, app.teardown_request_funcs):
-        found += [(scope, tuple(listed)) for scope, listed in by_scope.items() if listed]
-    found += [(scope, tuple(listed)) for scope, listed in app.url_value_preprocessors.items() if listed]
-    for scope, by_code in app.error_handler_spec.items():
-        found += [(scope, code, tuple(handlers.items())) for code, handlers in by_code.items()]
-    return tuple(found)
+        found += by_scope.get(None, ())
+    found += app.url_value_preprocessors.get(None, ())
+    for code, handlers in app.error_handler_spec.get(None, {}).items():
+        found += [(code, kind, handler) for kind, handler in handlers.items()]
+    return (*found, *(signal.name for signal in SIGNALS if signal.has_receivers_for(app)))

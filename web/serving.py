@@ -8,8 +8,9 @@ from math import ceil
 from typing import Any
 
 from gpu_server.errors import ConfigError, TorchGuardError
-from web import autoscale, guard
+from web import affinity, autoscale, guard
 from web.settings import Settings
+from web.spreading import Spreading
 
 BOOT_ERROR = 3
 """Exit status by which a worker tells Gunicorn to stop instead of starting it again."""
@@ -46,6 +47,7 @@ graceful_timeout = timeout
 keepalive = 75
 # Nothing here needs it, and its thread beside fork() has hung workers.
 control_socket_disable = True
+spreading = Spreading()
 
 
 def when_ready(server: Any) -> None:
@@ -54,8 +56,17 @@ def when_ready(server: Any) -> None:
         autoscale.start(server.pid, settings)
 
 
+def pre_fork(server: Any, worker: Any) -> None:
+    """Choose the worker's place among the others, and its core where each is to have one."""
+    spreading.assign(server, worker)
+    if settings.cpu_affinity == "auto":
+        affinity.choose(server, worker)
+
+
 def post_fork(server: Any, worker: Any) -> None:
     """Turn the torch guard on before the app is loaded, so that the traceback shows who imports torch."""
+    if settings.cpu_affinity == "auto":
+        affinity.keep(worker)
     try:
         guard.install(settings.torch_guard)
     except TorchGuardError as error:
@@ -64,9 +75,25 @@ def post_fork(server: Any, worker: Any) -> None:
 
 
 def post_worker_init(worker: Any) -> None:
-    """Warn about settings that make a slow answer a killed worker, or every request a new connection."""
+    """Warn about settings that make a slow answer a killed worker, or every request a new connection; take part."""
     for line in warnings_for(worker.cfg.worker_class_str, worker.cfg.timeout, settings.timeout_s):
         worker.log.warning(line)
+    spreading.count(worker)
+
+
+def pre_request(worker: Any, req: Any) -> None:
+    """Let a connection end with this request where the worker has too many."""
+    spreading.begin(worker, req)
+
+
+def post_request(worker: Any, req: Any, environ: dict[str, Any], resp: Any) -> None:
+    """End such a connection at once."""
+    spreading.end(req, environ)
+
+
+def child_exit(server: Any, worker: Any) -> None:
+    """Forget the worker's connections."""
+    spreading.release(worker)
 
 
 def worker_exit(server: Any, worker: Any) -> None:

@@ -29,6 +29,11 @@ class Settings:
         0, "worker processes; 0 means $WEB_CONCURRENCY, else one per core, at most 16", low=0, high=1024
     )
     threads: int = setting(64, "requests a worker serves at the same time", low=1, high=1024)
+    cpu_affinity: str = setting(
+        "off",
+        "auto keeps each worker on one core, which saves CPU where its threads are busy; for a machine of its own",
+        choices=("off", "auto"),
+    )
     max_client_batch_size: int = setting(
         2048, "inputs of one request; more than the daemon's max_items are sent in parts", low=1, high=1 << 20
     )

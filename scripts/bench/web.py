@@ -1,9 +1,11 @@
 """Worker CPU per request: the hot route against the same route in plain Flask, over an engine that answers at once.
 
-    .venv/bin/python scripts/bench/web.py [--seconds 4] [--rounds 3]
+    .venv/bin/python scripts/bench/web.py [--seconds 4] [--rounds 3] [--only "gthread 16"]
 
 Every round starts one Gunicorn worker per app and class, keeps it busy over 16 connections from a process of its own, and
-divides the CPU that the worker used by the requests that it answered. Both apps tokenise in it, with the same client.
+divides the CPU that the worker used by the requests that it answered. Both apps tokenise in it, with the same client. The
+class asgi is Gunicorn's own, for which a2wsgi adapts the Flask apps. "1 core" keeps the worker and its threads on one core,
+as GPU_SERVER_WEB_CPU_AFFINITY=auto does.
 """
 
 from __future__ import annotations
@@ -28,11 +30,13 @@ HERE = Path(__file__).parent
 CONNECTIONS = 16
 WORDS = "the quick brown fox jumps over the lazy dog while it rains in the hills"
 CLASSES = {
-    "sync": ["-k", "sync"],
-    "gthread 1": ["-k", "gthread", "--threads", "1"],
-    "gthread 4": ["-k", "gthread", "--threads", "4"],
-    "gthread 16": ["-k", "gthread", "--threads", "16"],
-    "gevent": ["-k", "gevent"],
+    "sync": ["-k", "sync", "web_app:app"],
+    "gthread 1": ["-k", "gthread", "--threads", "1", "web_app:app"],
+    "gthread 4": ["-k", "gthread", "--threads", "4", "web_app:app"],
+    "gthread 16": ["-k", "gthread", "--threads", "16", "web_app:app"],
+    "gthread 16, 1 core": ["-k", "gthread", "--threads", "16", "web_app:app"],
+    "gevent": ["-k", "gevent", "web_app:app"],
+    "asgi": ["-k", "asgi", "--asgi-lifespan", "off", "web_asgi:app"],
 }
 
 
@@ -85,13 +89,13 @@ def cpu_s(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def measure(app: str, options: list[str], texts: int, seconds: float) -> float:
-    """Microseconds of worker CPU per request."""
+def measure(app: str, label: str, texts: int, seconds: float) -> float:
+    """Microseconds of worker CPU per request to an app under a class."""
     with tempfile.TemporaryDirectory() as folder:
         path = f"{folder}/s"
         server = subprocess.Popen(
-            [sys.executable, "-m", "gunicorn", "-w", "1", "-b", f"unix:{path}", *options,
-             "--keep-alive", "60", "--log-level", "error", "web_app:app"],
+            [sys.executable, "-m", "gunicorn", "-w", "1", "-b", f"unix:{path}",
+             "--keep-alive", "60", "--log-level", "error", *CLASSES[label]],
             cwd=HERE, env=os.environ | {"BENCH_APP": app},
         )  # fmt: skip
         try:
@@ -99,6 +103,9 @@ def measure(app: str, options: list[str], texts: int, seconds: float) -> float:
             while not Path(path).exists() or not children.read_text().split():
                 time.sleep(0.1)
             worker = int(children.read_text().split()[0])
+            if label.endswith("1 core"):
+                # Its threads start with the first requests, and stay where the one that starts them is.
+                os.sched_setaffinity(worker, {min(os.sched_getaffinity(0))})
             load(path, texts, 1.0)
             before = cpu_s(worker)
             requests = load(path, texts, seconds)
@@ -122,9 +129,10 @@ def load(path: str, texts: int, seconds: float) -> int:
 @click.command()
 @click.option("--seconds", default=4.0, help="of load per figure")
 @click.option("--rounds", default=3, help="interleaved; the median is printed")
-def main(seconds: float, rounds: int) -> None:
+@click.option("--only", default="", help="the class to measure, as the table names it")
+def main(seconds: float, rounds: int, only: str) -> None:
     """Print the table."""
-    names = ("gunicorn", "flask", "msgspec", "orjson", "tokenizers", "gevent")
+    names = ("gunicorn", "flask", "msgspec", "orjson", "tokenizers", "gevent", "a2wsgi")
     print(f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()},",
           ", ".join(f"{name} {version(name)}" for name in names))  # fmt: skip
     print(
@@ -133,11 +141,9 @@ def main(seconds: float, rounds: int) -> None:
     print(
         "\n| class | texts | plain Flask, us/request | hot route, us/request | ratio |\n|---|---|---|---|---|"
     )
-    for label, options in CLASSES.items():
+    for label in [only] if only else CLASSES:
         for texts in (1, 32):
-            rows = [
-                [measure(app, options, texts, seconds) for app in ("plain", "ours")] for _ in range(rounds)
-            ]
+            rows = [[measure(app, label, texts, seconds) for app in ("plain", "ours")] for _ in range(rounds)]
             theirs, ours = (statistics.median(column) for column in zip(*rows, strict=True))
             print(f"| {label} | {texts} | {theirs:.0f} | {ours:.0f} | {theirs / ours:.2f} |", flush=True)
 

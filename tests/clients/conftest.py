@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -40,7 +41,13 @@ dtype = "float32"
 [[models]]
 name = "linear"
 source = "linear:Linear"
+[[models]]
+source = "classifier:Classifier"
 """
+OF_ONES_OWN = (
+    ROOT / "tests" / "e2e" / "models" / "linear.py",
+    ROOT / "examples" / "custom_model" / "classifier.py",
+)
 
 
 @pytest.fixture(scope="session")
@@ -67,8 +74,9 @@ def daemon_endpoint(checkpoints: Path) -> Iterator[str]:
     """Where the daemon serves."""
     settings = checkpoints / "models.toml"
     settings.write_text(MODELS.format(folder=checkpoints))
-    folder = ROOT / "tests" / "e2e" / "models"
-    daemon = RunningDaemon(f"ipc://{checkpoints}/s", "--config", str(settings), folder=folder)
+    for source in OF_ONES_OWN:
+        shutil.copy(source, checkpoints)
+    daemon = RunningDaemon(f"ipc://{checkpoints}/s", "--config", str(settings), folder=checkpoints)
     try:
         yield daemon.wait_ready().endpoint
     finally:

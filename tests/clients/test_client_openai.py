@@ -63,7 +63,7 @@ def test_async(url: str, expected: Expectations) -> None:
 
 def test_models(client: openai.OpenAI) -> None:
     listed = [model.id for model in client.models.list()]
-    assert listed == [MODEL, "classifier", "reranker", "sparse", "tagger", "linear"]
+    assert listed == [MODEL, "classifier", "reranker", "sparse", "tagger", "linear", "Classifier"]
     assert client.models.retrieve(MODEL).id == MODEL
 
 

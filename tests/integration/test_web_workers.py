@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import openai
 import pytest
+from running_daemon import until
 from running_gunicorn import CLASSES, RunningGunicorn, UnixConnection
 
 from gpu_server.testing import FakeServer, fake_vector
@@ -172,3 +173,34 @@ def test_an_app_that_imports_a_framework_does_not_boot(
         web.__exit__(None, None, None)
     assert "cupy" in "".join(web.log)
     assert "GPU_SERVER_WEB_TORCH_GUARD=off" in "".join(web.log)
+
+
+def test_a_worker_and_its_threads_stay_on_one_core_where_asked(daemon: FakeServer) -> None:
+    with RunningGunicorn(daemon.endpoint, GPU_SERVER_WEB_CPU_AFFINITY="auto") as web:
+        assert web.ask("POST", "/embed", {"inputs": "hi"})[0] == 200
+        until(lambda: len(web.workers()) == 2, "two workers")
+        allowed = os.sched_getaffinity(0)
+        assert os.sched_getaffinity(web.process.pid) == allowed
+        cores = [os.sched_getaffinity(pid) for pid in web.workers()]
+        assert all(len(core) == 1 for core in cores)
+        assert len(set().union(*cores)) == min(2, len(allowed))
+        for pid, core in zip(web.workers(), cores, strict=True):
+            tasks = [int(task.name) for task in Path(f"/proc/{pid}/task").iterdir()]
+            assert {frozenset(os.sched_getaffinity(task)) for task in tasks} == {frozenset(core)}
+
+
+def test_connections_end_up_with_all_workers_alike(daemon: FakeServer) -> None:
+    count, workers = 24, 3
+    with RunningGunicorn(daemon.endpoint, workers=workers) as web:
+        connections = [UnixConnection(web.path) for _ in range(count)]
+        give_up = time.monotonic() + WAIT_S
+        latest: list[int] = []
+        while time.monotonic() < give_up:
+            statuses = [web.ask("GET", "/livez", to=connection)[0] for connection in connections]
+            assert statuses == [200] * count
+            latest = sorted(web.served_by()[-count:].count(pid) for pid in web.workers())
+            if len(latest) == workers and latest[-1] - count / workers <= 1:
+                break
+        for connection in connections:
+            connection.close()
+        assert latest[-1] <= count / workers + 1, latest

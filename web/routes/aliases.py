@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import msgspec
@@ -12,7 +14,7 @@ from web.backend import Backend
 from web.body import decode, read
 from web.call import Call
 from web.encoding import Answer
-from web.errors import BadField
+from web.errors import BadField, EmptyInput
 from web.routes.generic import infer
 from web.routes.scores import predict, rerank
 from web.routes.tei import embed, similarity, sparse
@@ -31,6 +33,9 @@ from web.schemas import (
 from web.settings import SIMILARITY
 
 routes = Routes("tei")
+
+INSTANCES_AT_ONCE = 16
+"""Instances of one /vertex request that are on their way at the same time."""
 
 
 class Native(NamedTuple):
@@ -71,11 +76,14 @@ def vertex(call: Call, body: VertexRequest) -> Answer:
     info = Backend(call).default_model()
     if info.kind == "custom":
         raise UnsupportedOperation(f"model {info.name!r} is not a text model; use /v1/models/<model>/infer")
-    answers = [_instance(call, info, i, bytes(raw)) for i, raw in enumerate(body.instances)]
+    instances = [_instance(call, info, i, bytes(raw)) for i, raw in enumerate(body.instances)]
+    with ThreadPoolExecutor(min(len(instances), INSTANCES_AT_ONCE)) as pool:
+        answers = list(pool.map(lambda instance: instance(), instances))
     return Answer(b'{"predictions":[' + b",".join(answer.body for answer in answers) + b"]}")
 
 
-def _instance(call: Call, info: ModelInfo, i: int, raw: bytes) -> Answer:
+def _instance(call: Call, info: ModelInfo, i: int, raw: bytes) -> Callable[[], Answer]:
+    """What answers an instance, whose shape is checked already: one that does not fit stops all before they begin."""
     chosen = _native(call, info)
     if info.kind == "reranker" and b'"query"' not in raw:
         chosen = BY_KIND["classifier"]
@@ -83,7 +91,16 @@ def _instance(call: Call, info: ModelInfo, i: int, raw: bytes) -> Answer:
         body = decode(raw, chosen.body, chosen.texts)
     except BadField as error:
         raise BadField(f"instances[{i}]", str(error.description)) from None
-    return chosen.handler(call, body, info.name)
+
+    def answer() -> Answer:
+        try:
+            return chosen.handler(call, body, info.name)
+        except EmptyInput as error:
+            raise EmptyInput(f"instances[{i}].{error.field}") from None
+        except BadField as error:
+            raise BadField(f"instances[{i}]", str(error.description)) from None
+
+    return answer
 
 
 def _native(call: Call, info: ModelInfo) -> Native:

@@ -8,14 +8,16 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from blinker import NamedSignal
 from fake_heads import classifier, reranker
-from flask import Flask, Response, abort, request
+from flask import Blueprint, Flask, Response, abort, got_request_exception, request
 from flask.testing import FlaskClient
 
 from gpu_server.client import Client
 from gpu_server.errors import InvalidRequest, RemoteError
 from gpu_server.testing import FakeServer, embedding_model
 from web import GPUServer, create_app
+from web.fast import SIGNALS
 from web.settings import Settings
 
 HOT = {
@@ -127,6 +129,51 @@ def test_hooks_of_an_app_of_ones_own_run_whenever_they_were_registered(
     answers = {http.post(path, json=body).status_code == 403 for path, body in HOT.items()}
     assert answers == {hook in ("before_request", "after_request")}
     assert paths == list(HOT)
+
+
+@pytest.mark.parametrize("signal", SIGNALS, ids=lambda signal: str(signal.name))
+def test_who_listens_to_flask_s_signals_hears_of_hot_routes_too(client: Client, signal: NamedSignal) -> None:
+    app = Flask("own")
+    GPUServer(app, client=client, settings=Settings())
+    heard: list[Any] = []
+    with signal.connected_to(lambda sender, **about: heard.append(sender), app):
+        paths = dispatched(app)
+        app.test_client().post("/embed", json={"inputs": "a"})
+    assert paths == ["/embed"]
+    assert heard or signal is got_request_exception
+
+
+def test_hooks_of_a_blueprint_are_of_its_own_routes(client: Client) -> None:
+    app = Flask("own")
+    theirs = Blueprint("theirs", __name__)
+    theirs.before_request(refuse)
+    theirs.add_url_rule("/mine", "mine", lambda: "mine")
+    app.register_blueprint(theirs)
+    GPUServer(app, client=client, settings=Settings())
+    paths = dispatched(app)
+    http = app.test_client()
+    assert http.post("/embed", json={"inputs": "a"}).status_code == 200
+    assert (http.get("/mine").status_code, paths) == (403, ["/mine"])
+
+
+SETUP: dict[str, Callable[[Flask], object]] = {
+    "before_request": lambda app: app.before_request(refuse),
+    "register_blueprint": lambda app: app.register_blueprint(Blueprint("late", __name__)),
+    "register_error_handler": lambda app: app.register_error_handler(418, lambda error: ("mine", 403)),
+    "add_url_rule": lambda app: app.add_url_rule("/late", "late", lambda: "late"),
+    "init_app": lambda app: GPUServer(app, settings=Settings(), url_prefix="/again"),
+}
+
+
+@pytest.mark.parametrize("path", ["/embed", "/livez"])
+@pytest.mark.parametrize("setup", SETUP)
+def test_setup_after_the_first_request_is_an_error_as_in_flask(client: Client, setup: str, path: str) -> None:
+    app = create_app(client, Settings())
+    http = app.test_client()
+    first = http.get(path) if path == "/livez" else http.post(path, json={"inputs": "a"})
+    assert first.status_code == 200
+    with pytest.raises(AssertionError, match="first"):
+        SETUP[setup](app)
 
 
 @pytest.mark.parametrize("rule", ["/embed", "/<any(embed):what>"])

@@ -83,10 +83,10 @@ def test_items_that_fail_alone_are_reported(
 @pytest.mark.parametrize(
     ("body", "words"),
     [
-        ({}, "inputs"),
+        ({}, "inputs: required, and missing; the API's page /docs"),
         ({"inputs": {}}, "input"),
         ({"inputs": {"x": []}}, "'x'"),
-        ({"inputs": {"x": 1}}, "inputs"),
+        ({"inputs": {"x": 1}}, "page /docs shows the body"),
         ({"inputs": {"x": [None]}}, "'x'"),
         ({"inputs": {"x": [{"a": 1}]}}, "'x'"),
         ({"inputs": {"x": [[1, 2], [3, "a"]]}}, "'x'"),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,8 @@ import pytest
 from flask.testing import FlaskClient
 
 from gpu_server.client import Client
-from gpu_server.testing import FakeServer, echo_model, embedding_model
-from gpu_server.wire import Limits
+from gpu_server.testing import FakeModel, FakeServer, echo_model, embedding_model
+from gpu_server.wire import Limits, Tensors
 from web import create_app
 from web.settings import SIMILARITY, Settings
 
@@ -79,6 +80,41 @@ def test_vertex_answers_each_instance(two: FlaskClient) -> None:
     asked = {"instances": [{"inputs": "a"}, {"inputs": ["a", "b"], "dimensions": 3}]}
     first, second = two.post("/vertex", json=asked).get_json()["predictions"]
     assert (np.shape(first), np.shape(second)) == ((1, 8), (2, 3))
+
+
+def test_vertex_s_instances_are_on_their_way_together_and_answered_in_order() -> None:
+    model = embedding_model()
+    others = threading.Event()
+
+    def last_first(inputs: Tensors, params: Mapping[str, Any]) -> Mapping[str, Any]:
+        if len(next(iter(inputs.values())).rows()[0]) > 3:
+            assert others.wait(10)
+        else:
+            others.set()
+        return model.handler(inputs, params)
+
+    server = FakeServer(FakeModel(model.info, last_first, model.tokenizer))
+    with server, Client(server.endpoint, timeout_s=15) as client:
+        http = create_app(client, Settings()).test_client()
+        instances = [{"inputs": "first"}, {"inputs": "b"}]
+        predictions = http.post("/vertex", json={"instances": instances}).get_json()["predictions"]
+        assert predictions == [http.post("/embed", json=instance).get_json() for instance in instances]
+
+
+@pytest.mark.parametrize(
+    ("second", "status", "words"),
+    [
+        ({"inputs": 1}, 422, "instances[1]: inputs"),
+        ({"inputs": ""}, 400, "instances[1].inputs"),
+        ({"inputs": [1, "a"]}, 422, "instances[1]: inputs[0]"),
+    ],
+)
+def test_vertex_names_the_instance_that_does_not_fit(
+    two: FlaskClient, second: Any, status: int, words: str
+) -> None:
+    answer = two.post("/vertex", json={"instances": [{"inputs": "a"}, second]})
+    assert answer.status_code == status
+    assert words in answer.get_json()["error"]
 
 
 def test_more_inputs_than_the_daemon_takes_at_once_are_sent_in_parts(two: FlaskClient) -> None:
