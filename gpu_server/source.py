@@ -11,7 +11,8 @@ from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import Literal
 
-from gpu_server.errors import ConfigError, MissingDependency, ModelClassError, ModelFolderMissing
+from gpu_server import model_folder
+from gpu_server.errors import ConfigError, MissingDependency, ModelClassError
 
 Kind = Literal["default", "class", "folder", "hub"]
 
@@ -57,11 +58,7 @@ def check(source: str) -> None:
     if kind == "class":
         _check_class(source)
     elif kind == "folder":
-        folder = Path(source).expanduser()
-        if not folder.is_dir():
-            raise ModelFolderMissing(f"model folder {folder} does not exist")
-        if not (folder / "config.json").is_file():
-            raise ModelFolderMissing(f"model folder {folder} has no config.json")
+        model_folder.check(Path(source).expanduser())
 
 
 def check_packages(source: str) -> None:
@@ -97,17 +94,19 @@ def _find(module: str) -> ModuleSpec:
     for i in range(len(parts)):
         spec = PathFinder.find_spec(".".join(parts[: i + 1]), path)
         if spec is None:
-            where = (
-                "the current folder is searched too"
-                if i == 0
-                else f"package {'.'.join(parts[:i])!r} has none"
-            )
-            raise ModelClassError(f"module {'.'.join(parts[: i + 1])!r} was not found ({where})")
+            where = _searched() if i == 0 else f": package {'.'.join(parts[:i])!r} has none"
+            raise ModelClassError(f"module {'.'.join(parts[: i + 1])!r} was not found{where}")
         path = list(spec.submodule_search_locations or [])
         if i < len(parts) - 1 and not path:
             raise ModelClassError(f"module {'.'.join(parts[: i + 1])!r} is not a package")
     assert spec is not None
     return spec
+
+
+def _searched() -> str:
+    """Names the folder: a model that `load` asks for is looked for by the daemon, which may have been started elsewhere."""
+    how = "start it in the module's folder, or with that folder in PYTHONPATH"
+    return f" in {Path.cwd()}, where gpu-server was started, or among the installed packages: {how}"
 
 
 def _surely_missing(tree: ast.Module, name: str, bound: Counter[str]) -> list[str]:

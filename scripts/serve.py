@@ -18,7 +18,12 @@ import urllib.request
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import quote
+
+if TYPE_CHECKING:
+    from gpu_server.client import Client
+    from gpu_server.wire.documents import ModelInfo
 
 ROOT = Path(__file__).resolve().parent.parent
 START_LIMIT_S = 600.0
@@ -28,7 +33,16 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 LIBC = ctypes.CDLL(None)
 PR_SET_PDEATHSIG = 1
 
+EXAMPLES = {
+    "embedding": ("embed", {"inputs": "Hello"}),
+    "sparse": ("embed_sparse", {"inputs": "Hello"}),
+    "reranker": ("rerank", {"query": "What do men eat?", "texts": SENTENCES}),
+    "classifier": ("predict", {"inputs": "I like it."}),
+    "token_classifier": ("token_classification", {"inputs": "Ada Lovelace lived in London."}),
+}
+
 Children = dict[str, "subprocess.Popen[bytes]"]
+T = TypeVar("T")
 
 
 def main() -> int:
@@ -102,7 +116,7 @@ def _listen(bind: str) -> socket.socket:
 def _run(
     stack: ExitStack, listener: socket.socket, environment: dict[str, str], options: argparse.Namespace
 ) -> int:
-    from gpu_server.client import Client
+    from gpu_server import Client
 
     host, port = listener.getsockname()[:2]
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
@@ -116,20 +130,40 @@ def _run(
 
     daemon = start("the daemon", "gpu_server", "start", *options.models)
     with Client(environment["GPU_SERVER_ENDPOINT"], timeout_s=5.0) as client:
-        _wait(lambda: _daemon_ready(client, daemon.pid), children)
+        model = _wait(lambda: _first_model(client, daemon.pid), children)
     # Only now, so that nothing is logged after the message of a daemon that cannot serve.
     bind = f"fd://{listener.fileno()}"
     start("Gunicorn", "gunicorn", "--bind", bind, "web:app", cwd=ROOT, pass_fds=[listener.fileno()])
     _wait(lambda: _web_ready(url), children)
     if options.check:
         return _check(url)
-    print(f"\nServing on {url}; Ctrl-C stops. Try, in another terminal:")
-    print(
-        f"""  curl {url}/embed -H 'content-type: application/json' -d '{{"inputs": "Hello"}}'""", flush=True
-    )
+    print(f"\nServing on {url}; Ctrl-C stops. Try, in another terminal, or at {url}/docs:")
+    print(f"  {example(url, model)}", flush=True)
     while True:
-        _raise_if_ended(children)
+        _raise_if_ended(children, serving=True)
         time.sleep(0.2)
+
+
+def example(url: str, model: ModelInfo) -> str:
+    """A command to try a model with, of the route that its kind has."""
+    if model.kind in EXAMPLES:
+        path, body = EXAMPLES[model.kind]
+        return f"curl -s {url}/{path} -H 'content-type: application/json' -d '{json.dumps(body)}'"
+    name = quote(model.name)
+    if not model.inputs or any(one.dtype == "bytes" for one in model.inputs):
+        return f"curl -s {url}/v2/models/{name}"
+    items = ", ".join(f'"{one.name}": [{_item(one.dtype, one.shape)}]' for one in model.inputs)
+    body_of = f'import json; print(json.dumps({{"inputs": {{{items}}}}}))'
+    post = f"curl -s {url}/v1/models/{name}/infer -H 'content-type: application/json' -d @-"
+    return f"python3 -c '{body_of}' | {post}"
+
+
+def _item(dtype: str, shape: tuple[int, ...]) -> str:
+    """A Python expression of an item that fits a declaration."""
+    item = '"Hello"' if dtype == "utf8" else "0"
+    for size in reversed(shape):
+        item = f"[{item}]" if size in (-1, 1) else f"[{item}] * {size}"
+    return item
 
 
 def _end_with(parent: int) -> Callable[[], None]:
@@ -143,31 +177,39 @@ def _end_with(parent: int) -> Callable[[], None]:
     return ask
 
 
-def _wait(condition: Callable[[], bool], children: Children) -> None:
+def _wait(condition: Callable[[], T | None], children: Children) -> T:
+    """What `condition()` returns, once that is true."""
     give_up = time.monotonic() + START_LIMIT_S
-    while not condition():
+    while not (found := condition()):
         _raise_if_ended(children)
         if time.monotonic() > give_up:
             sys.exit(f"scripts/serve: not ready after {START_LIMIT_S:.0f} s")
         time.sleep(0.1)
     _raise_if_ended(children)
+    return found
 
 
-def _raise_if_ended(children: Children) -> None:
+def _raise_if_ended(children: Children, serving: bool = False) -> None:
     for name, process in children.items():
-        if process.poll() is not None:
-            print(f"scripts/serve: {name} ended with code {process.returncode}", file=sys.stderr)
-            sys.exit(process.returncode if process.returncode > 0 else 1)
+        code = process.poll()
+        if code == 0 and serving:
+            print(f"scripts/serve: {name} was stopped, so both end", file=sys.stderr)
+            sys.exit(0)
+        if code is not None:
+            how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
+            print(f"scripts/serve: {name} {how}", file=sys.stderr)
+            sys.exit(max(code, 0) or 1)
 
 
-def _daemon_ready(client: Any, pid: int) -> bool:
+def _first_model(client: Client, pid: int) -> ModelInfo | None:
+    """The default model of the daemon with that pid, None until it is ready."""
     from gpu_server.errors import GPUServerError
 
     try:
         status = client.status()
     except GPUServerError:
-        return False
-    return bool(status.pid == pid and status.state == "ready")
+        return None
+    return status.models[0] if status.pid == pid and status.state == "ready" else None
 
 
 def _web_ready(url: str) -> bool:

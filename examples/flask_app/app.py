@@ -11,7 +11,8 @@ app = create_app()
 @app.post("/compare")
 def compare():
     """Cosine similarity of the first text to each of the others."""
-    texts = (request.get_json(silent=True) or {}).get("texts")
+    body = request.get_json(silent=True)
+    texts = body.get("texts") if isinstance(body, dict) else None
     if not isinstance(texts, list) or len(texts) < 2:
         raise InvalidRequest("texts must be a list of at least two strings", {"field": "texts"})
     vectors = get_client().embed(texts, normalize=True)

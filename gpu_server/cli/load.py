@@ -10,7 +10,7 @@ import click
 
 from gpu_server import source
 from gpu_server.cli import options, owner
-from gpu_server.config import ModelConfig
+from gpu_server.config import ModelConfig, split_name
 
 
 def model_settings(command: options.Command) -> options.Command:
@@ -33,9 +33,10 @@ def command(
 ) -> None:
     """Serve MODEL too: pkg.module:Class, a folder, or a hub id. A served model of that name is replaced.
 
-    A second engine loads all models, then takes over. Exits 74 with the reason if it cannot; the old one goes on then.
+    Classes are looked for where the daemon was started. A second engine loads all models, then takes over. Exits 74 with the
+    reason if it cannot; the old one goes on then.
     """
-    name, _, named = model.rpartition("=")
+    name, named = split_name(model)
     if source.kind_of(named) == "folder":
         # The daemon may run in another folder.
         named = str(Path(named).expanduser().resolve())

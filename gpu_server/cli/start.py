@@ -20,7 +20,7 @@ WIDTH = 24
 
 
 @click.command("start")
-@click.argument("models", nargs=-1, metavar="[MODEL]...")
+@click.argument("models", nargs=-1, metavar="[[NAME=]MODEL]...")
 @click.option(
     "--config", "path", type=click.Path(path_type=Path), help="TOML file with settings and [[models]]."
 )
@@ -28,8 +28,8 @@ WIDTH = 24
 def command(models: tuple[str, ...], path: Path | None, **flags: Any) -> None:
     """Load MODEL and serve it until stopped.
 
-    MODEL is pkg.module:Class, a folder, or a hub id; without one all-MiniLM-L6-v2 is served. SIGTERM or Ctrl-C finishes what
-    was accepted, then stops; a second one stops at once.
+    MODEL is pkg.module:Class, a folder, or a hub id; without one all-MiniLM-L6-v2 is served. NAME is what clients ask for.
+    SIGTERM or Ctrl-C finishes what was accepted, then stops; a second one stops at once.
     """
     notifier = systemd.Notifier.from_environment()
     try:

@@ -6,9 +6,12 @@ from golden.build import ID, Vector, dense, message, refusal, reply
 
 
 def cases() -> list[Vector]:
+    return [*_headers(), *_frames()]
+
+
+def _headers() -> list[Vector]:
     error = {"code": "internal", "message": "no", "retryable": False}
     item = {"item": 0, "code": "model_failed", "message": "no"}
-    x = dense("x", "u8", [1])
     bad: dict[str, tuple[str, str, dict[str, Any]]] = {
         "version-2": ("2.5", "Version 2.", {"v": 2}),
         "id-missing": ("2.3", "No id.", {"id": None}),
@@ -29,22 +32,18 @@ def cases() -> list[Vector]:
         "timing-negative": ("2.3", "Time runs backwards.", {"timing": {"queue_us": -1}}),
         "timing-float": ("2.3", "Microseconds are ints.", {"timing": {"queue_us": 0.5}}),
         "timing-unknown-key": ("2.3", "An unknown key.", {"timing": {"network_us": 1}}),
-        "frame-extra": ("3.7", "A frame that nothing describes.", {}),
     }
     codes = {"version-2": "unsupported_version"}
-    vectors = [
-        _reply(
-            name,
-            clause,
-            meaning,
-            message(reply(**keys), *([b""] if name == "frame-extra" else [])),
-            codes.get(name),
-        )
+    return [
+        _reply(name, clause, meaning, message(reply(**keys)), codes.get(name))
         for name, (clause, meaning, keys) in bad.items()
     ]
-    short = message(reply(x), b"")
+
+
+def _frames() -> list[Vector]:
+    short = message(reply(dense("x", "u8", [1])), b"")
     return [
-        *vectors,
+        _reply("frame-extra", "3.7", "A frame that nothing describes.", message(reply(), b"")),
         _reply("dense-short", "3.4", "No bytes for one.", short),
         _reply("no-header", "1.2", "Only the delimiter.", [b""]),
     ]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import runpy
 import signal
 import socket
 import subprocess
@@ -11,13 +13,15 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from running_daemon import MODELS, ROOT, alive, children, clean_environment, until
+from running_daemon import COMMAND, MODELS, ROOT, alive, children, clean_environment, until
 
 from gpu_server.client import Client
+from gpu_server.wire.documents import InputInfo, ModelInfo
 
 SCRIPT = ROOT / "scripts" / "serve.py"
 TWO = ("A man is eating food.", "A man eats something.")
@@ -41,20 +45,21 @@ def free_port() -> int:
 
 
 @contextmanager
-def serving(**env: str) -> Iterator[subprocess.Popen[bytes]]:
-    """The script with a model of the caller's folder, once it says that it serves."""
+def serving(**env: str) -> Iterator[tuple[subprocess.Popen[bytes], IO[bytes]]]:
+    """The script with a model of the caller's folder, once it says that it serves, and what it has said."""
     with tempfile.TemporaryFile() as out:
         script = subprocess.Popen(
             [sys.executable, SCRIPT, "served_models:Numbers"],
             cwd=MODELS,
             env=clean_environment(**env),
             stdout=out,
+            stderr=subprocess.STDOUT,
             # Where the tests run under nohup, the script would keep ignoring the hang-up.
             preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
         )
         try:
             until(lambda: script.poll() is not None or out.seek(0) or b"Serving on" in out.read(), "serving")
-            yield script
+            yield script, out
         finally:
             family = [pid for child in children(script.pid) for pid in (child, *children(child))]
             script.terminate()
@@ -75,7 +80,7 @@ def test_check_prints_the_similarity(reference: dict[str, NDArray[np.float32]]) 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGKILL])
 def test_the_end_of_the_script_is_the_end_of_both(own_endpoint: str, number: signal.Signals) -> None:
     env = {"GPU_SERVER_ENDPOINT": own_endpoint, "GPU_SERVER_WEB_BIND": f"127.0.0.1:{free_port()}"}
-    with serving(**env) as script:
+    with serving(**env) as (script, _):
         with Client(own_endpoint) as client:
             assert client.status().state == "ready"
         family = children(script.pid)
@@ -83,6 +88,60 @@ def test_the_end_of_the_script_is_the_end_of_both(own_endpoint: str, number: sig
         script.send_signal(number)
         assert script.wait(60) == (-number if number == signal.SIGKILL else 0)
         until(lambda: not any(map(alive, family)), "both have ended")
+
+
+def test_a_stop_of_the_daemon_is_a_calm_end(own_endpoint: str) -> None:
+    env = {"GPU_SERVER_ENDPOINT": own_endpoint, "GPU_SERVER_WEB_BIND": f"127.0.0.1:{free_port()}"}
+    with serving(**env) as (script, out):
+        subprocess.run([COMMAND, "stop"], env=clean_environment(**env), check=True, timeout=60)
+        assert script.wait(60) == 0
+        out.seek(0)
+        said = out.read().decode()
+    assert [line for line in said.splitlines() if line.startswith("scripts/serve: ")] == [
+        "scripts/serve: the daemon was stopped, so both end"
+    ]
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    ("model", "path", "body"),
+    [
+        (ModelInfo(name="m", kind="embedding"), "/embed", {"inputs": "Hello"}),
+        (ModelInfo(name="m", kind="sparse"), "/embed_sparse", {"inputs": "Hello"}),
+        (ModelInfo(name="m", kind="reranker"), "/rerank", {"query": "What do men eat?", "texts": [*TWO]}),
+        (ModelInfo(name="m", kind="classifier"), "/predict", {"inputs": "I like it."}),
+        (
+            ModelInfo(name="m", kind="token_classifier"),
+            "/token_classification",
+            {"inputs": "Ada Lovelace lived in London."},
+        ),
+        (
+            ModelInfo(
+                name="team/m",
+                inputs=(InputInfo("x", "f32", (2, 1, 3)), InputInfo("n", "i64"), InputInfo("s", "utf8")),
+            ),
+            "/v1/models/team/m/infer",
+            {"inputs": {"x": [[[[0, 0, 0]], [[0, 0, 0]]]], "n": [0], "s": ["Hello"]}},
+        ),
+    ],
+)
+def test_the_example_is_of_the_models_kind(model: ModelInfo, path: str, body: object) -> None:
+    """The command as a shell would run it, with a curl that prints what it is given."""
+    command = runpy.run_path(str(SCRIPT))["example"]("http://h:1", model)
+    curl = """curl() { printf '%s\n' "$@"; if [ "$6" = @- ]; then cat; fi; }"""
+    printed = subprocess.run(["bash", "-c", f"{curl}; {command}"], capture_output=True, text=True, timeout=30)
+    *options, sent = printed.stdout.replace("@-\n", "").splitlines()
+    assert options == ["-s", f"http://h:1{path}", "-H", "content-type: application/json", "-d"]
+    assert json.loads(sent) == body
+
+
+def test_a_model_whose_inputs_nobody_can_guess_is_asked_for() -> None:
+    example = runpy.run_path(str(SCRIPT))["example"]
+    for inputs in ((), (InputInfo("image", "bytes"),)):
+        assert (
+            example("http://h:1", ModelInfo(name="m n", inputs=inputs))
+            == "curl -s http://h:1/v2/models/m%20n"
+        )
 
 
 def test_a_taken_address_is_said_at_once(own_endpoint: str) -> None:
