@@ -12,12 +12,17 @@ from collections.abc import Callable, Collection
 from gpu_server.daemon.request import Batch
 
 LEAD_S = 0.0003
-"""How long before the end of one batch the next should leave: about what its way to the engine and its launch take."""
-SHORTEST_S = 0.0005
+"""How long before the end of one batch the next should leave: about what its way to the engine and its launch take.
+
+In the first half of what runs none leaves, so that late arrivals join it: a batch of few costs as much as one of many.
+"""
+SHORTEST_S = 0.0002
 """Batches that run no longer are not foreseen: the next would leave at once, small, each at the price of a large one."""
 LEARNT = 16
 """Batches of a model after which its times are believed."""
 RECENT = 1 / 32
+KNEE = 0.97
+"""The part of the largest batches' work a second that smaller ones must reach to stand in for them."""
 
 
 class _Times:
@@ -65,6 +70,19 @@ class Pace:
         self._times.setdefault(batch.model, _Times()).learn(batch.cost, seconds)
         return max(seconds, kept_s)
 
+    def estimate(self, model: str, cost: int) -> float | None:
+        """Seconds that a batch of this cost should run; None while the model is not known."""
+        times = self._times.get(model)
+        return times.estimate(cost) if times is not None and times.batches >= LEARNT else None
+
+    def knee(self, model: str, budget: int) -> int:
+        """The cost of the shortest batches that do `KNEE` of the work a second that those of `budget` do."""
+        fixed, whole = self.estimate(model, 0), self.estimate(model, budget)
+        if fixed is None or not whole:
+            return budget
+        most = budget * KNEE * fixed / (whole - KNEE * (whole - fixed))
+        return min(budget, max(budget // 4, int(most)))
+
     def due(self, running: Collection[Batch]) -> float | None:
         """When the next batch should be sent behind those `running`, oldest first; None where that cannot be foreseen.
 
@@ -84,4 +102,4 @@ class Pace:
         started = max(next(iter(running)).sent, self._last_done)
         if self._clock() > started + 2 * (seconds + error):
             return None
-        return started + seconds - 2 * error - LEAD_S
+        return started + seconds - 2 * error - min(LEAD_S, seconds / 2)

@@ -20,7 +20,8 @@ class Request(msgspec.Struct, kw_only=True, eq=False):
 
     costs: what each item adds to a batch; cumulative: their sums from 0 on. deadline, arrived: seconds on the daemon's
     clock. size: bytes of input. waiting: ranges of items not yet in a batch. closed: the reply has been made, whatever it
-    was. suspect: it was in a batch that the engine did not survive, or holds what failed before, and rides alone.
+    was. suspect: it was in a batch that the engine did not survive, or holds what failed before, and rides alone. flow, tag,
+    bulk: its place in the order of requests (`flows`).
     """
 
     peer: bytes
@@ -43,6 +44,8 @@ class Request(msgspec.Struct, kw_only=True, eq=False):
     item_errors: list[ItemError] = []
     tag: float = 0.0
     attempts: int = 0
+    bulk: bool = False
+    flow: tuple[object, ...] = ()
     suspect: bool = False
     closed: bool = False
     traceparent: str = ""

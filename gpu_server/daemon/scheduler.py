@@ -1,14 +1,13 @@
 """Which items run next: a pure queue over an injected clock, no sockets and no threads.
 
-Order. Requests are served by the moment they would finish if all waiting requests shared the engine equally (the «fair
-sojourn protocol», Friedman and Henderson 2003): a request gets the tag `virtual time + its cost`, and virtual time moves by
-the cost served over the number of waiting requests. So equal requests go first come first served, a short one does not wait
-behind a long one, and none waits longer than under equal sharing. Priority scales the cost, so that a bulk request ages
-into its turn instead of starving.
+Order. Requests run in the order of arrival, and the work of a sender who has much outstanding behind what it has outstanding
+(`flows`): such bulk work leaves the engine to others until they have had as much, ages into its turn and never starves.
 
 Batches. The next batch is formed just before the engine runs dry, so that late arrivals still join it and the engine does
 not wait. Until that moment can be foreseen, a partial batch is formed only for an idle engine and a full one may be sent
-ahead of a busy one. Costs are measured in batches (cost over the model's budget), which makes models comparable.
+ahead of a busy one. What is not bulk work waits for no more of it than one batch: it goes in a batch of its own where that
+costs little, at most every second one, and bulk work leaves in batches a little smaller while others come. Costs are
+measured in batches (cost over the model's budget), which makes models comparable.
 
 Memory. A batch that was too large for the device lowers its model's budget; time raises it again, bit by bit.
 """
@@ -17,19 +16,24 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from bisect import bisect_right
+import math
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
+from gpu_server.daemon.filling import Policy, fill, splits
+from gpu_server.daemon.flows import BULK, PROMPT, Flows
 from gpu_server.daemon.pace import Pace
 from gpu_server.daemon.request import Batch, Group, Request
 from gpu_server.errors import Overloaded
 
-PRIORITY_WEIGHT = (0.25, 1.0, 4.0)
-SMALL_REQUEST = 1 / 8
-"""Requests below this part of a batch count as this much: among small ones arrival order is best for everyone's tail."""
 MISFITS = 8
 """Requests looked past, at most, to fill a batch after one did not fit."""
+DEEP = 8
+"""Batches of prompt work that wait, above which a batch is filled to the last rather than end where a request does."""
+LATELY_S = 1.0
+"""How long after a prompt request bulk work expects another."""
+CHEAP = 4
+"""A batch of prompt requests that would run this many times longer when filled up with bulk work goes without it."""
 MAX_GROUPS = 1024
 """Kinds of requests that cannot share a batch and may wait at once: forming a batch looks at each kind."""
 SMOOTHING = 0.2
@@ -40,28 +44,23 @@ RAISE_AFTER_S = 60.0
 RAISE = 9 / 8
 
 
-@dataclass(frozen=True)
-class Policy:
-    """How one model's batches are bounded; `padded` costs a batch as items × longest instead of the sum."""
-
-    max_batch_tokens: int
-    max_batch_items: int
-    padded: bool = False
-
-
 class _Model:
     """One model: its policy, the cost of its waiting items, and how long a full batch takes (0 until one was timed).
 
     fitting: the policy by which batches are formed, with a lower budget since `lowered` where memory did not suffice.
+    prompt: the part of the cost that is not bulk work; prompt_at: when such a request came last; apart: the last batch was
+    of them alone, though bulk work could have filled it.
     """
 
-    __slots__ = ("batch_s", "cost", "fitting", "lowered", "policy")
+    __slots__ = ("apart", "batch_s", "cost", "fitting", "lowered", "policy", "prompt", "prompt_at")
 
     def __init__(self, policy: Policy) -> None:
         self.policy = self.fitting = policy
         self.lowered = 0.0
-        self.cost = 0
+        self.cost = self.prompt = 0
         self.batch_s = 0.0
+        self.prompt_at = -math.inf
+        self.apart = False
 
     def backlog(self) -> float:
         """Waiting work in full batches."""
@@ -85,12 +84,13 @@ class _Model:
 
 
 class _Queue:
-    """Waiting requests of one group, by tag."""
+    """Waiting requests of one group, prompt or bulk ones, by tag."""
 
-    __slots__ = ("cost", "heap", "items", "model", "suspect")
+    __slots__ = ("bulk", "cost", "heap", "items", "model", "suspect")
 
-    def __init__(self, model: _Model, suspect: bool) -> None:
+    def __init__(self, model: _Model, bulk: bool, suspect: bool) -> None:
         self.model = model
+        self.bulk = bulk
         self.suspect = suspect
         self.heap: list[tuple[float, int, Request]] = []
         self.cost = 0
@@ -106,6 +106,8 @@ class _Queue:
         self.items += items
         self.cost += cost
         self.model.cost += cost
+        if not self.bulk:
+            self.model.prompt += cost
 
     def head(self) -> Request | None:
         """The request to serve next; forgets those that are closed, have nothing left to run or belong elsewhere now."""
@@ -130,10 +132,10 @@ class Scheduler:
         self._max_items = max_items
         self._max_bytes = max_bytes
         self._models: dict[str, _Model] = {}
-        self._queues: dict[Group, _Queue] = {}
+        self._queues: dict[tuple[Group, bool], _Queue] = {}
         self._order = itertools.count()
         self._batch_ids = itertools.count(1)
-        self._virtual = 0.0
+        self._flows = Flows()
         self._pace = Pace(clock)
         self.due_at: float | None = None
         self.requests = 0
@@ -161,8 +163,10 @@ class Scheduler:
     def submit(self, request: Request) -> None:
         """Accept a request of a declared model; raises Overloaded when it would wait too long or there is no room."""
         self._admit(request)
-        units = request.cost / self._models[request.model].policy.max_batch_tokens
-        request.tag = self._virtual + max(units, SMALL_REQUEST) * PRIORITY_WEIGHT[request.priority]
+        model = self._models[request.model]
+        self._flows.enter(request, model.policy.max_batch_tokens)
+        if not request.bulk:
+            model.prompt_at = request.arrived
         self.requests += 1
         self.bytes += request.size
         self._push(request, request.items, request.cost)
@@ -172,6 +176,7 @@ class Scheduler:
         if request.closed:
             return
         request.closed = True
+        self._flows.leave(request)
         self.requests -= 1
         self.bytes -= request.size
         if request.waiting:
@@ -220,21 +225,21 @@ class Scheduler:
         idle: the engine has nothing to do, so a partial batch may go; otherwise only a full one. alone: no other batch runs;
         while one does, a suspect whose turn it is waits, and all others behind it.
         """
-        best: tuple[float, Group] | None = None
-        for group, queue in list(self._queues.items()):
+        best, first = None, math.inf
+        for key, queue in list(self._queues.items()):
             head = queue.head()
             if head is None:
-                del self._queues[group]
+                del self._queues[key]
                 continue
             if models is not None and head.model not in models:
                 continue
             if not idle and not queue.is_full():
                 continue
-            if best is None or head.tag < best[0]:
-                best = (head.tag, group)
-        if best is None or (self._queues[best[1]].suspect and not alone):
+            if head.tag < first:
+                best, first = key, head.tag
+        if best is None or (self._queues[best].suspect and not alone):
             return None
-        return self._form(best[1])
+        return self._form(*best)
 
     def due_batch(self, running: Collection[Batch], models: Collection[str] | None = None) -> Batch | None:
         """The batch to send now to an engine that holds `models` and works on `running`, oldest first; None: not yet.
@@ -275,9 +280,15 @@ class Scheduler:
         model = self._models[request.model]
         if not self.requests or not model.batch_s:
             return 0.0
-        units = request.cost / model.policy.max_batch_tokens
-        fair_share_s = max(units, SMALL_REQUEST) * model.batch_s * (self.requests + 1)
-        return min(self._backlog_s() + units * model.batch_s, fair_share_s)
+        batches = request.cost / model.policy.max_batch_tokens
+        owed = self._flows.owed(request, model.policy.max_batch_tokens) / model.policy.max_batch_tokens
+        if owed <= PROMPT and request.priority != BULK:
+            return self._prompt_s() + batches * model.batch_s
+        fair_share_s = max(owed, 1.0) * model.batch_s * (len(self._flows) + 1)
+        return min(self._backlog_s() + batches * model.batch_s, fair_share_s)
+
+    def _prompt_s(self) -> float:
+        return sum([m.prompt / m.policy.max_batch_tokens * m.batch_s for m in self._models.values()])
 
     def _backlog_s(self) -> float:
         return sum([model.backlog() * model.batch_s for model in self._models.values()])
@@ -288,7 +299,7 @@ class Scheduler:
             full = f"max_queue_items = {self._max_items}"
         elif self.bytes + request.size > self._max_bytes:
             full = f"max_queue_bytes = {self._max_bytes}"
-        elif len(self._queues) >= MAX_GROUPS and request.group not in self._queues:
+        elif len(self._queues) >= MAX_GROUPS and self._is_new(request.group):
             full = f"{MAX_GROUPS} different parameters or shapes"
         wait_s = self.estimated_wait_s(request)
         budget_s = request.deadline - self._clock()
@@ -302,84 +313,72 @@ class Scheduler:
         )
         raise Overloaded(reason, {"retry_after_ms": int(retry_s * 1000), "queued_items": self.items})
 
+    def _is_new(self, group: Group) -> bool:
+        return (group, False) not in self._queues and (group, True) not in self._queues
+
     def _push(self, request: Request, items: int, cost: int) -> None:
-        queue = self._queues.get(request.group)
+        key = request.group, request.bulk
+        queue = self._queues.get(key)
         if queue is None:
-            queue = self._queues[request.group] = _Queue(self._models[request.model], request.suspect)
+            queue = self._queues[key] = _Queue(self._models[request.model], request.bulk, request.suspect)
         heapq.heappush(queue.heap, (request.tag, next(self._order), request))
         queue.count(items, cost)
         self.items += items
 
     def _remove(self, request: Request, items: int, cost: int) -> None:
-        self._queues[request.group].count(-items, -cost)
+        self._queues[request.group, request.bulk].count(-items, -cost)
         self.items -= items
 
-    def _form(self, group: Group) -> Batch:
-        queue = self._queues[group]
-        head = queue.head()
+    def _form(self, group: Group, bulk: bool) -> Batch:
+        queue, other = self._queues[group, bulk], self._queues.get((group, not bulk))
+        head, model = queue.head(), queue.model
         assert head is not None
-        policy = queue.model.fitting
         batch = Batch(next(self._batch_ids), head.model, head.params, self._clock())
+        whole = beside = model.fitting
+        if bulk or other is not None:
+            beside = self._beside_prompt(batch, model)
+        longest = self._take(batch, queue, beside if bulk else whole, 0)
+        model.apart = other is not None and not bulk and self._goes_apart(batch, model, beside)
+        if other is not None and not model.apart:
+            self._take(batch, other, whole if bulk else beside, longest)
+        self._flows.served(batch.cost / model.policy.max_batch_tokens)
+        return batch
+
+    def _beside_prompt(self, batch: Batch, model: _Model) -> Policy:
+        """How far bulk work may fill a batch: not to the full while prompt requests come, which would wait for all of it."""
+        if batch.formed - model.prompt_at > LATELY_S:
+            return model.fitting
+        knee = self._pace.knee(batch.model, model.fitting.max_batch_tokens)
+        return replace(model.fitting, max_batch_tokens=knee)
+
+    def _goes_apart(self, batch: Batch, model: _Model, beside: Policy) -> bool:
+        """Whether a batch of prompt requests leaves without bulk work to fill it up: every second one, if that is cheap."""
+        alone = self._pace.estimate(batch.model, batch.cost)
+        filled = self._pace.estimate(batch.model, beside.max_batch_tokens)
+        return not model.apart and alone is not None and filled is not None and alone * CHEAP <= filled
+
+    def _take(self, batch: Batch, queue: _Queue, policy: Policy, longest: int) -> int:
+        """Move requests of one queue into the batch while they fit; returns the longest item now in it."""
         aside: list[tuple[float, int, Request]] = []
-        longest = 0
+        items, taken = batch.items, len(batch.slices)
+        whole = not queue.bulk and queue.model.prompt < DEEP * policy.max_batch_tokens
         while len(aside) <= MISFITS and batch.items < policy.max_batch_items:
             request = queue.head()
             if request is None:
                 break
-            longest = self._fill(batch, request, policy, longest)
+            if (
+                whole
+                and request.cost > policy.max_batch_tokens - batch.cost
+                and splits(request, batch, policy)
+            ):
+                break
+            longest = fill(batch, request, policy, longest)
             entry = heapq.heappop(queue.heap)
             if request.waiting:
                 aside.append(entry)
         for entry in aside:
             heapq.heappush(queue.heap, entry)
-        cost = sum([r.cumulative[stop] - r.cumulative[start] for r, start, stop in batch.slices])
-        queue.count(-batch.items, -cost)
-        self.items -= batch.items
-        self._virtual += batch.cost / queue.model.policy.max_batch_tokens / max(1, self.requests)
-        return batch
-
-    @staticmethod
-    def _fill(batch: Batch, request: Request, policy: Policy, longest: int) -> int:
-        """Move items of one request into the batch while they fit; returns the longest item now in it."""
-        while request.waiting:
-            start, stop = request.waiting[0]
-            room = policy.max_batch_items - batch.items
-            if policy.padded:
-                end, longest = _fit_padded(request, start, min(stop, start + room), batch, policy, longest)
-            else:
-                end = _fit(request, start, min(stop, start + room), batch, policy)
-            if end == start:
-                break
-            batch.slices.append((request, start, end))
-            batch.items += end - start
-            batch.cost = (
-                longest * batch.items
-                if policy.padded
-                else batch.cost + request.cumulative[end] - request.cumulative[start]
-            )
-            if end < stop:
-                request.waiting[0] = (end, stop)
-                break
-            del request.waiting[0]
+        cost = sum([r.cumulative[stop] - r.cumulative[start] for r, start, stop in batch.slices[taken:]])
+        queue.count(items - batch.items, -cost)
+        self.items -= batch.items - items
         return longest
-
-
-def _fit(request: Request, start: int, stop: int, batch: Batch, policy: Policy) -> int:
-    """How far items from `start` fit by the sum of their costs; one too large for any batch goes alone."""
-    cumulative = request.cumulative
-    limit = policy.max_batch_tokens - batch.cost + cumulative[start]
-    end = stop if cumulative[stop] <= limit else bisect_right(cumulative, limit, start, stop + 1) - 1
-    return start + 1 if end <= start < stop and not batch.items else max(end, start)
-
-
-def _fit_padded(
-    request: Request, start: int, stop: int, batch: Batch, policy: Policy, longest: int
-) -> tuple[int, int]:
-    """As `_fit`, by items × longest."""
-    end, items = start, batch.items
-    while end < stop:
-        wider = max(longest, request.costs[end])
-        if wider * (items + 1) > policy.max_batch_tokens and items:
-            break
-        longest, items, end = wider, items + 1, end + 1
-    return end, longest

@@ -1,12 +1,13 @@
 """Batching policies side by side before one engine, in simulated time: what the scheduler itself is worth.
 
-    python scripts/bench/policy.py [--requests 20000] [--fixed-us 273] [--token-us 0.366] [--gap-us 150] [--noise 0.05]
+    python scripts/bench/policy.py [--requests 10000] [--seeds 3] [--fixed-us 273] [--token-us 0.366] [--gap-us 150]
 
 The engine takes fixed + token · tokens for a batch (the defaults fit BERT-base on an H200, docs/performance.md), give or
 take `noise` of that, and `gap` passes before a batch that was not sent ahead. "ours" is the real `Scheduler`, run through
 its injected clock and dispatched as the daemon does; "one ahead" is first come, first served with one frozen batch ahead, as
 Text-Embeddings-Inference does it; "count + window" sends 32 texts, or fewer after 5 ms. Prices of the processes around are
-the same for all, and left out.
+the same for all, and left out. A row is the requests of all seeds together.
+First loads of many equal clients; then one client of single texts beside one that keeps 10,000 texts queued.
 """
 
 from __future__ import annotations
@@ -14,7 +15,17 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
-from simulation import Batcher, CountAndWindow, Engine, OneAhead, Ours, Seen, Simulation, Workload
+from simulation import (
+    Batcher,
+    CountAndWindow,
+    Engine,
+    Interactive,
+    OneAhead,
+    Ours,
+    Seen,
+    Simulation,
+    Workload,
+)
 
 POLICIES: dict[str, Callable[[Callable[[], float]], Batcher]] = {
     "ours": Ours,
@@ -28,44 +39,63 @@ WORKLOADS = {
 CLOSED = (1, 16, 64, 256)
 OPEN = (0.3, 0.7, 0.95)
 HEAD = "| load | policy | texts/s | p50 ms | p99 ms | p50, 256 texts | p99, 256 texts |\n|---|---|---|---|---|---|---|"
+ALONE = Interactive(kept=0)
+BULK = Interactive(kept=20, pause_s=float("inf"))
+BOTH = Interactive(kept=20)
+BESIDE = (
+    "| policy | alone: p50, p99 ms | beside bulk: p50, p99 ms | ratio of the p99s | bulk texts/s, alone | beside |\n"
+    "|---|---|---|---|---|---|"
+)
 
 
 def main() -> None:
-    """Print one table a workload."""
+    """Print one table a workload, and that of a client beside bulk work."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--requests", type=int, default=20_000)
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--requests", type=int, default=10_000)
+    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--fixed-us", type=float, default=273.0)
     parser.add_argument("--token-us", type=float, default=0.366)
     parser.add_argument("--gap-us", type=float, default=150.0)
     parser.add_argument("--noise", type=float, default=0.05)
     options = parser.parse_args()
     engine = Engine(options.fixed_us / 1e6, options.token_us / 1e6, options.gap_us / 1e6, options.noise)
+    seeds = range(1, options.seeds + 1)
     for title, workload in WORKLOADS.items():
         print(f"\n{title}\n\n{HEAD}")
-        for clients in CLOSED:
+        for load in CLOSED + OPEN:
             for name, policy in POLICIES.items():
-                closed = Simulation(policy, engine).closed(clients, workload, options.requests, options.seed)
-                row(f"{clients} clients", name, closed)
-        for load in OPEN:
-            for name, policy in POLICIES.items():
-                row(
-                    f"{load:.0%}",
-                    name,
-                    Simulation(policy, engine).open(load, workload, options.requests, options.seed),
-                )
+                seen = [under(load, Simulation(policy, engine), workload, options.requests, n) for n in seeds]
+                row(f"{load} clients" if load >= 1 else f"{load:.0%}", name, Seen.together(seen))
+    print(f"\none client of single texts beside 10,000 queued texts\n\n{BESIDE}")
+    for name, policy in POLICIES.items():
+        beside(name, lambda who, p=policy: Simulation(p, engine).interactive(who, options.requests))  # type: ignore[misc]
+
+
+def under(load: float, simulation: Simulation, workload: Workload, requests: int, seed: int) -> Seen:
+    """One run: a closed loop of `load` clients, or an open one at that part of the capacity if it is below 1."""
+    if load < 1:
+        return simulation.open(load, workload, requests, seed)
+    return simulation.closed(int(load), workload, requests, seed)
 
 
 def row(load: str, name: str, seen: Seen) -> None:
     """Print one line: p50 and p99 of requests of one text, and of those of many."""
-    times = [quantile(kind, part) for kind in (seen.single, seen.bulk) if kind for part in (0.5, 0.99)]
-    cells = [f"{seconds * 1e3:.2f}" for seconds in times] + ["–"] * (4 - len(times))
+    times = [f"{ms(kind, part):.2f}" for kind in (seen.single, seen.bulk) if kind for part in (0.5, 0.99)]
+    cells = times + ["–"] * (4 - len(times))
     print(f"| {load} | {name} | {seen.rate:,.0f} | {' | '.join(cells)} |", flush=True)
 
 
-def quantile(values: list[float], part: float) -> float:
-    """The value below which `part` of them lie."""
-    return sorted(values)[min(len(values) - 1, int(part * len(values)))]
+def beside(name: str, run: Callable[[Interactive], Seen]) -> None:
+    """Print one line: single texts alone and beside bulk work, and bulk work without and with them."""
+    alone, bulk, both = run(ALONE), run(BULK), run(BOTH)
+    times = [f"{ms(seen.single, 0.5):.2f}, {ms(seen.single, 0.99):.2f}" for seen in (alone, both)]
+    ratio = ms(both.single, 0.99) / ms(alone.single, 0.99)
+    print(f"| {name} | {' | '.join(times)} | {ratio:.1f} | {bulk.rate:,.0f} | {both.rate:,.0f} |", flush=True)
+
+
+def ms(values: list[float], part: float) -> float:
+    """Milliseconds below which `part` of these seconds lie."""
+    return sorted(values)[min(len(values) - 1, int(part * len(values)))] * 1e3
 
 
 if __name__ == "__main__":

@@ -6,13 +6,14 @@ import heapq
 import itertools
 import random
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from gpu_server.daemon.filling import Policy
 from gpu_server.daemon.request import Batch as Sent
 from gpu_server.daemon.request import Request
-from gpu_server.daemon.scheduler import Policy, Scheduler
+from gpu_server.daemon.scheduler import Scheduler
 
 MAX_BATCH_TOKENS = 16_384
 MAX_BATCH_ITEMS = 2048
@@ -79,7 +80,7 @@ class Ours:
 
     def submit(self, job: Job) -> None:
         request = Request(
-            peer=b"", id=b"", model="m", inputs={}, params={}, costs=job.costs, priority=1,
+            peer=b"%d" % job.client, id=b"", model="m", inputs={}, params={}, costs=job.costs, priority=1,
             arrived=job.arrived, deadline=float("inf"), group=("m",),
         )  # fmt: skip
         self._jobs[request] = job
@@ -185,6 +186,23 @@ class Seen:
     bulk: list[float]
     rate: float
 
+    @classmethod
+    def together(cls, runs: Sequence[Seen]) -> Seen:
+        """Several runs as one."""
+        single = [seconds for run in runs for seconds in run.single]
+        bulk = [seconds for run in runs for seconds in run.bulk]
+        return cls(single, bulk, sum(run.rate for run in runs) / len(runs))
+
+
+@dataclass(frozen=True)
+class Interactive:
+    """One client asks for a text of `tokens`, and after a pause again; another keeps `kept` requests of many outstanding."""
+
+    kept: int
+    bulk_texts: int = 500
+    pause_s: float = 0.01
+    tokens: int = 32
+
 
 class Simulation:
     """One policy before one engine; time passes from event to event."""
@@ -221,12 +239,30 @@ class Simulation:
         sample = [next(workload.jobs(random.Random(n))) for n in range(2000)]
         tokens = sum(map(sum, sample)) / len(sample)
         rate = load / self._engine.capacity(tokens)
+        peers = itertools.count()
 
         def arrive() -> None:
-            self._submit(Job(next(jobs), self._now))
+            self._submit(Job(next(jobs), self._now, next(peers)))
             self._at(self._now + dice.expovariate(rate), arrive)
 
         self._at(0.0, arrive)
+        return self._run(requests)
+
+    def interactive(self, who: Interactive, requests: int) -> Seen:
+        """One client of single texts that pauses between them, beside one that keeps requests of many outstanding."""
+        dice = random.Random(1)
+
+        def send(client: int) -> None:
+            texts = who.bulk_texts if client == BULK_CLIENT else 1
+            self._submit(Job([who.tokens] * texts, self._now, client))
+
+        def done(job: Job) -> None:
+            pause = CLIENT_S if job.client == BULK_CLIENT else who.pause_s * dice.expovariate(1)
+            self._at(self._now + pause, lambda: send(job.client))
+
+        self._on_done = done
+        for client in [BULK_CLIENT] * who.kept + [BULK_CLIENT + 1]:
+            self._at(0.0, lambda client=client: send(client))  # type: ignore[misc]
         return self._run(requests)
 
     def _run(self, requests: int) -> Seen:
@@ -277,3 +313,4 @@ class Simulation:
 
 CLIENT_S = 0.0001
 """What a client of the closed loop needs between an answer and its next request."""
+BULK_CLIENT = 0

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Callable
 
 import pytest
 from daemon_fakes import Clock
 
-from gpu_server.daemon.pace import LEAD_S, LEARNT, SHORTEST_S, Pace
+from gpu_server.daemon.pace import KNEE, LEAD_S, LEARNT, SHORTEST_S, Pace
 from gpu_server.daemon.request import Batch
 
 
@@ -94,3 +95,36 @@ def test_what_runs_far_longer_than_foreseen_is_not_foreseen(clock: Clock) -> Non
     assert pace.due(running) is not None
     clock.advance(3e-3)
     assert pace.due(running) is None
+
+
+def test_half_of_a_short_batch_passes_before_the_next_leaves(clock: Clock) -> None:
+    pace = Pace(clock)
+    for _ in range(LEARNT):
+        pace.learn(batch(100), LEAD_S)
+    clock.advance(5)
+    assert pace.due([batch(100, clock.now)]) == pytest.approx(clock.now + LEAD_S / 2, abs=1e-4)
+
+
+def test_an_unknown_model_has_no_estimate_and_no_knee(clock: Clock) -> None:
+    pace = Pace(clock)
+    for _ in range(LEARNT):
+        assert (pace.estimate("m", 100), pace.knee("m", 5000)) == (None, 5000)
+        pace.learn(batch(100), 1e-3)
+    assert pace.estimate("m", 100) == pytest.approx(1e-3)
+
+
+def test_batches_at_the_knee_do_nearly_the_work_of_the_largest(clock: Clock) -> None:
+    knee = taught(clock).knee("m", 50_000)
+    rate, most = (cost / (1e-3 + cost * 1e-6) for cost in (knee, 50_000))
+    assert knee < 30_000
+    assert rate / most == pytest.approx(KNEE, abs=0.002)
+
+
+@pytest.mark.parametrize(
+    "seconds", [lambda cost: cost * 1e-6, lambda cost: 1e-3], ids=["no fixed part", "nothing else"]
+)
+def test_the_knee_lies_between_a_quarter_and_the_whole(clock: Clock, seconds: Callable[[int], float]) -> None:
+    pace = Pace(clock)
+    for cost in range(100, 5000, 50):
+        pace.learn(batch(cost), seconds(cost))
+    assert 1250 <= pace.knee("m", 5000) <= 5000

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from daemon_fakes import Clock, make_request, slices
 
+from gpu_server.daemon.filling import Policy
 from gpu_server.daemon.request import Batch, Request
-from gpu_server.daemon.scheduler import MAX_GROUPS, RAISE_AFTER_S, Policy, Scheduler
+from gpu_server.daemon.scheduler import MAX_GROUPS, RAISE_AFTER_S, Scheduler
 from gpu_server.errors import Overloaded
 
 
@@ -319,7 +320,8 @@ def test_each_model_has_a_pace_of_its_own(scheduler: Scheduler) -> None:
     learn(scheduler, 1.0)
     assert scheduler.estimated_wait_s(make_request(10)) == pytest.approx(1.0)
     scheduler.submit(make_request(10, model="slow", priority=2, deadline=9000.0))
-    assert scheduler.estimated_wait_s(make_request(10, model="slow")) > 100
+    assert scheduler.estimated_wait_s(make_request(10, model="slow")) == pytest.approx(100.0)
+    assert scheduler.estimated_wait_s(make_request(10, model="slow", priority=2)) == pytest.approx(200.0)
 
 
 def test_kinds_that_cannot_share_a_batch_are_bounded(scheduler: Scheduler) -> None:

@@ -9,8 +9,9 @@ from daemon_fakes import Clock, make_request
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gpu_server.daemon.filling import Policy
 from gpu_server.daemon.request import Batch, Request
-from gpu_server.daemon.scheduler import Policy, Scheduler
+from gpu_server.daemon.scheduler import Scheduler
 from gpu_server.errors import Overloaded
 
 POLICIES = {"sum": Policy(20, 8), "padded": Policy(20, 8, padded=True)}

@@ -1,0 +1,71 @@
+"""How a batch is filled: which items of a request still fit."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from dataclasses import dataclass
+
+from gpu_server.daemon.request import Batch, Request
+
+
+@dataclass(frozen=True)
+class Policy:
+    """How one model's batches are bounded; `padded` costs a batch as items × longest instead of the sum."""
+
+    max_batch_tokens: int
+    max_batch_items: int
+    padded: bool = False
+
+
+def splits(request: Request, batch: Batch, policy: Policy) -> bool:
+    """Whether a request that fits a batch of its own would only be begun in this one, which is full but for a quarter."""
+    room = policy.max_batch_tokens - batch.cost
+    if request.items == 1 or room * 4 >= policy.max_batch_tokens:
+        return False
+    return room < request.waiting_cost() <= policy.max_batch_tokens
+
+
+def fill(batch: Batch, request: Request, policy: Policy, longest: int) -> int:
+    """Move items of one request into the batch while they fit; returns the longest item now in it."""
+    while request.waiting:
+        start, stop = request.waiting[0]
+        room = policy.max_batch_items - batch.items
+        if policy.padded:
+            end, longest = _fit_padded(request, start, min(stop, start + room), batch, policy, longest)
+        else:
+            end = _fit(request, start, min(stop, start + room), batch, policy)
+        if end == start:
+            break
+        batch.slices.append((request, start, end))
+        batch.items += end - start
+        batch.cost = (
+            longest * batch.items
+            if policy.padded
+            else batch.cost + request.cumulative[end] - request.cumulative[start]
+        )
+        if end < stop:
+            request.waiting[0] = (end, stop)
+            break
+        del request.waiting[0]
+    return longest
+
+
+def _fit(request: Request, start: int, stop: int, batch: Batch, policy: Policy) -> int:
+    """How far items from `start` fit by the sum of their costs; one too large for any batch goes alone."""
+    cumulative = request.cumulative
+    limit = policy.max_batch_tokens - batch.cost + cumulative[start]
+    end = stop if cumulative[stop] <= limit else bisect_right(cumulative, limit, start, stop + 1) - 1
+    return start + 1 if end <= start < stop and not batch.items else max(end, start)
+
+
+def _fit_padded(
+    request: Request, start: int, stop: int, batch: Batch, policy: Policy, longest: int
+) -> tuple[int, int]:
+    """As `_fit`, by items × longest."""
+    end, items = start, batch.items
+    while end < stop:
+        wider = max(longest, request.costs[end])
+        if wider * (items + 1) > policy.max_batch_tokens and items:
+            break
+        longest, items, end = wider, items + 1, end + 1
+    return end, longest
