@@ -66,6 +66,10 @@ class TextTokenizer:
         self._plain.no_padding()
         self._plain.no_truncation()
 
+    def made_of(self, data: bytes, info: TextInfo) -> bool:
+        """Whether making another of these would give the same."""
+        return (self._data, self.info) == (data, info)
+
     def encode(
         self,
         texts: Sequence[str],

@@ -21,8 +21,9 @@ from gpu_server.wire.documents import EngineStatus
 log = logging.getLogger(__name__)
 
 SupervisorState = Literal["loading", "ready", "holding", "backoff", "failed", "stopping"]
-Spawn = Callable[[int, Models, str], EngineLink]
-"""Makes a link from its ordinal, its models and the device it must use ("" before the first engine has chosen one)."""
+Spawn = Callable[[int, Models, str, bool], EngineLink]
+"""Makes a link from its ordinal, its models, the device it must use ("" before the first engine has chosen one), and whether
+another engine serves while it loads."""
 END_LIMIT_S = 30.0
 
 
@@ -199,7 +200,7 @@ class Supervisor:
         self._note_links()
 
     def _new_link(self, models: Models) -> EngineLink:
-        link = self._spawn(self._spawned, models, self._device)
+        link = self._spawn(self._spawned, models, self._device, self.link is not None)
         self._spawned += 1
         return link
 

@@ -30,8 +30,13 @@ class TextPool:
         self._done: deque[tuple[Finished, Tensors | RemoteError]] = deque()
 
     def add(self, model: str, info: TextInfo, tokenizer_json: bytes) -> None:
-        """Make a model's tokenizer known; models may share the file and differ in lengths and prompts."""
-        self._tokenizers[model] = TextTokenizer(tokenizer_json, info)
+        """Make a model's tokenizer known; models may share the file and differ in lengths and prompts.
+
+        One that is known already stays: reading a tokenizer.json keeps the GIL, for a large one a second or longer.
+        """
+        known = self._tokenizers.get(model)
+        if known is None or not known.made_of(tokenizer_json, info):
+            self._tokenizers[model] = TextTokenizer(tokenizer_json, info)
 
     def submit(self, model: str, texts: Tensors, options: dict[str, Any], finished: Finished) -> Future[None]:
         """Tokenise `text`, paired with `text_pair` if that is there; options as `TextTokenizer.inputs` has them.

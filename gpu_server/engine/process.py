@@ -9,7 +9,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -18,7 +18,7 @@ import zmq
 
 from gpu_server import endpoint as endpoints
 from gpu_server import logs
-from gpu_server.engine import parent
+from gpu_server.engine import parent, priority
 from gpu_server.errors import (
     ConfigError,
     DeviceLost,
@@ -31,6 +31,9 @@ from gpu_server.source import INSTALL_SERVER
 from gpu_server.wire.events import EngineSpec, Event, pack, unpack_spec
 
 if TYPE_CHECKING:
+    import torch
+
+    from gpu_server.engine.loader import LoadedModel
     from gpu_server.engine.server import EngineServer
 
 log = logging.getLogger(__name__)
@@ -38,6 +41,8 @@ log = logging.getLogger(__name__)
 Tell = Callable[[Event], None]
 
 GC_THRESHOLD = 50_000
+LOADING_FROM = 0.15
+"""How far a start has come when the models begin to load."""
 
 
 def main(spec_bytes: bytes, pipe: Connection) -> None:
@@ -51,7 +56,8 @@ def main(spec_bytes: bytes, pipe: Connection) -> None:
     serving = False
     try:
         with zmq.Context() as context, context.socket(zmq.ROUTER) as socket:
-            server = _start(spec, tell, socket)
+            with priority.lowered() if spec.gentle else nullcontext():
+                server = _start(spec, tell, socket)
             serving = True
             server.serve()
     except Exception as error:  # noqa: BLE001 - the process boundary: every end is told to the daemon
@@ -75,47 +81,26 @@ def _start(spec: EngineSpec, tell: Tell, socket: zmq.Socket[bytes]) -> EngineSer
     def progress(phase: str, done: float, device: str = "") -> None:
         tell(Event(kind="progress", phase=phase, progress=done, device=device))
 
-    if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:
-        # Without it, batches of changing sizes leave the device's memory in pieces too small for the next.
-        os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     progress("importing torch", 0.02)
-    if importlib.util.find_spec("torch") is None:
-        raise MissingDependency(f"torch is not installed; {INSTALL_SERVER}")
+    _prepare_torch()
     from gpu_server.engine import device as devices
     from gpu_server.engine import gpu, memory
-    from gpu_server.engine.loader import LoadedModel, load
     from gpu_server.engine.server import EngineServer
 
     device = devices.choose(spec.device)
     devices.prepare(device, spec.threads)
     memory.bound(device, spec.max_memory_mb)
     name = devices.describe(device)
-    progress("device ready", 0.15, name)
-    models: dict[str, LoadedModel] = {}
-    share = 0.85 / len(spec.models)
-    for number, model in enumerate(spec.models):
-
-        def loading(phase: str, done: float, base: float = 0.15 + number * share) -> None:
-            progress(phase, base + done * share)
-
-        models[model.name] = load(model, spec, device, loading)
-    socket.linger = 0
-    socket.sndhwm = socket.rcvhwm = 0
-    os.umask(0o177)
-    socket.bind(spec.endpoint)
-    infos = tuple(loaded.info for loaded in models.values())
+    progress("device ready", LOADING_FROM, name)
+    models = _load(spec, device, progress)
+    _bind(socket, spec.endpoint)
     taken = [loaded.memory for loaded in models.values()]
     reporter = memory.Reporter(
-        device,
-        spec.max_memory_mb,
-        taken,
-        lambda seen: tell(Event(kind="memory", memory=seen)),
+        device, spec.max_memory_mb, taken, lambda seen: tell(Event(kind="memory", memory=seen))
     )
     reporter.tick()
-    # What is loaded stays. Walking it now and then would hold up a batch for milliseconds.
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(GC_THRESHOLD, 50, 100)
+    _freeze()
+    infos = tuple(loaded.info for loaded in models.values())
     tell(Event(kind="ready", progress=1.0, device=name, models=infos))
     gpu.watch(memory.uuid(device), lambda seen: tell(Event(kind="gpu", gpu=seen)))
     return EngineServer(
@@ -125,6 +110,46 @@ def _start(spec: EngineSpec, tell: Tell, socket: zmq.Socket[bytes]) -> EngineSer
         max_bytes=spec.max_batch_bytes,
         after_batch=reporter.tick,
     )
+
+
+def _prepare_torch() -> None:
+    """What must be settled before the first import of torch. Raises MissingDependency where it is not installed."""
+    if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:
+        # Without it, batches of changing sizes leave the device's memory in pieces too small for the next.
+        os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+    if importlib.util.find_spec("torch") is None:
+        raise MissingDependency(f"torch is not installed; {INSTALL_SERVER}")
+
+
+def _load(
+    spec: EngineSpec, device: torch.device, progress: Callable[[str, float], None]
+) -> dict[str, LoadedModel]:
+    """Every model by its name, one after the other; each is an equal part of the progress from LOADING_FROM to 1."""
+    from gpu_server.engine.loader import load
+
+    models: dict[str, LoadedModel] = {}
+    share = (1 - LOADING_FROM) / len(spec.models)
+    for number, model in enumerate(spec.models):
+
+        def loading(phase: str, done: float, base: float = LOADING_FROM + number * share) -> None:
+            progress(phase, base + done * share)
+
+        models[model.name] = load(model, spec, device, loading)
+    return models
+
+
+def _bind(socket: zmq.Socket[bytes], endpoint: str) -> None:
+    socket.linger = 0
+    socket.sndhwm = socket.rcvhwm = 0
+    os.umask(0o177)
+    socket.bind(endpoint)
+
+
+def _freeze() -> None:
+    """What is loaded stays. Walking it now and then would hold up a batch for milliseconds."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(GC_THRESHOLD, 50, 100)
 
 
 def _report(tell: Tell, error: Exception, serving: bool) -> int:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import http.client
 import json
 import random
+import socket
 import threading
 from collections.abc import Callable
 
-from chaos_requests import ACCEPT_S, Ask, Judge, random_ask
+from chaos_requests import Ask, Judge, random_ask
 from running_gunicorn import UnixConnection
 
 from gpu_server.client import Client
@@ -79,13 +80,15 @@ class Callers:
             "timeout_ms": int(ask.timeout_s * 1000),
             "priority": ask.priority,
         }
-        ask.grace_s = ACCEPT_S
+        headers = {"content-type": "application/json", "expect": "100-continue"}
         begun = self._judge.begin()
         connection = UnixConnection(self._http_path)
         try:
-            connection.request(
-                "POST", f"/v1/models/{MODEL}/infer", json.dumps(body), {"content-type": "application/json"}
-            )
+            connection.request("POST", f"/v1/models/{MODEL}/infer", json.dumps(body), headers)
+            # Gunicorn says "100 Continue" when a worker takes the request up: before that, after hang-ups, there may be none
+            # for as long as new ones take to start, and nobody who could keep a deadline. The connection's limit bounds it.
+            connection.sock.recv(1, socket.MSG_PEEK)
+            begun = self._judge.accepted(begun)
             answer = connection.getresponse()
             got = json.loads(answer.read())
         except (OSError, http.client.HTTPException):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from chaos_callers import Callers
+from chaos_clock import Metronome
 from chaos_faults import Faults
 from chaos_requests import Judge
 from chaos_world import Keeper, all_gone, gunicorn, open_files, resident_bytes
@@ -37,9 +38,10 @@ def keeper(own_endpoint: str, tmp_path: Path) -> Iterator[Keeper]:
 def test_every_request_gets_one_right_answer_or_one_honest_error(
     keeper: Keeper, own_endpoint: str, socket_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    judge, dice = Judge(), random.Random(f"{SEED}/pauses")
+    clock = Metronome()
+    judge, dice = Judge(clock.stalled_s), random.Random(f"{SEED}/pauses")
     files, memory = open_files(keeper.daemon.pid), resident_bytes(keeper.daemon.pid)
-    with gunicorn(own_endpoint) as web:
+    with clock, gunicorn(own_endpoint) as web:
         faults = Faults(keeper, web, judge, SEED)
         with Callers(judge, own_endpoint, web.path, SEED, direct=4, web=4):
             begun = judge.last_right = time.monotonic()
@@ -49,10 +51,10 @@ def test_every_request_gets_one_right_answer_or_one_honest_error(
             faults.wait()
             recovered = judge.outcomes["right"] + 50
             until(lambda: judge.outcomes["right"] >= recovered, "50 right answers after the last fault", 30)
+        with capsys.disabled():
+            print(table(judge, faults, keeper, clock, time.monotonic() - begun))
         workers = web.workers()
-        assert web.stop() == 0
-    with capsys.disabled():
-        print(table(judge, faults, keeper, time.monotonic() - begun))
+        assert web.stop() == 0, "".join(web.log[-60:])
     assert (judge.wrong, keeper.tracebacks) == ([], [])
     assert sum(judge.outcomes.values()) == judge.sent
     assert_nothing_is_left(keeper, socket_folder, files, memory, workers)
@@ -71,7 +73,7 @@ def assert_nothing_is_left(keeper: Keeper, folder: Path, files: int, memory: int
     assert [path.name for path in folder.iterdir()] == ["s.lock"]
 
 
-def table(judge: Judge, faults: Faults, keeper: Keeper, seconds: float) -> str:
+def table(judge: Judge, faults: Faults, keeper: Keeper, clock: Metronome, seconds: float) -> str:
     """What happened, for people."""
     lines = [
         ("seed, seconds", f"{SEED}, {seconds:.0f}"),
@@ -83,5 +85,8 @@ def table(judge: Judge, faults: Faults, keeper: Keeper, seconds: float) -> str:
         ("processes of daemons and engines", f"{len(keeper.seen)}"),
         ("longest time without a right answer", f"{judge.longest_gap_s:.2f} s"),
         ("latest outcome after its deadline", f"{judge.slowest_s:.2f} s"),
+        ("  not counting stalls of this process", f"{judge.slowest_unstalled_s:.2f} s"),
+        ("longest wait for a worker of Gunicorn", f"{judge.longest_wait_s:.2f} s"),
+        ("longest stall of this process", f"{clock.longest_s:.2f} s"),
     ]
     return "\n" + "\n".join(f"{name:40} {value}" for name, value in lines)

@@ -1,20 +1,21 @@
-"""What tests of real CUDA faults look at: the driver's view of the device, the times of log lines, callers at a rate."""
+"""What tests of real CUDA faults look at: the driver's view of the device, the times of log lines, callers at load."""
 
 from __future__ import annotations
 
-import itertools
+import json
 import os
 import re
 import subprocess
-import threading
-import time
+import sys
 from collections import Counter
-from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
+import gpu_callers
 import torch
+from gpu_callers import Asked
+from running_daemon import clean_environment
 
 CUDA = torch.cuda.is_available()
 SIMULATED = not CUDA and os.environ.get("SIMULATE_GPU_FAULTS") == "1"
@@ -59,47 +60,30 @@ def lines(log: str, event: str) -> list[Line]:
     return [Line(datetime.fromisoformat(stamp).timestamp(), rest) for stamp, rest in found]
 
 
-class Asked(NamedTuple):
-    """One request of `Callers`: when it was due on the monotonic clock, seconds from then to its outcome."""
+class Asking:
+    """`gpu_callers.py` with its arguments; use as a context manager. `asked` is what it did, once that has ended.
 
-    due: float
-    took: float
-    outcome: str
-
-
-class Callers:
-    """Threads that ask `rate` times a second whatever the answers do, or, with a rate of 0, each after its last answer.
-
-    ask: gets the request's number and tells its outcome in a word.
+    capacity: requests a second that it reached with all its threads busy.
     """
 
-    def __init__(self, ask: Callable[[int], str], rate: float, threads: int = 32) -> None:
+    def __init__(self, endpoint: str, *, threads: int, share: float) -> None:
         self.asked: list[Asked] = []
-        self._ask = ask
-        self._rate = rate
-        self._numbers = itertools.count()
-        self._begun = time.monotonic()
-        self._stop = threading.Event()
-        self._threads = [threading.Thread(target=self._run) for _ in range(threads)]
+        self._process = subprocess.Popen(
+            [sys.executable, gpu_callers.__file__, endpoint, str(threads), str(share)],
+            env=clean_environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
 
-    def _run(self) -> None:
-        while not self._stop.is_set():
-            number = next(self._numbers)
-            due = self._begun + number / self._rate if self._rate else time.monotonic()
-            if self._stop.wait(max(0.0, due - time.monotonic())):
-                return
-            outcome = self._ask(number)
-            self.asked.append(Asked(due, time.monotonic() - due, outcome))
-
-    def __enter__(self) -> Callers:
-        for thread in self._threads:
-            thread.start()
+    def __enter__(self) -> Asking:
+        assert self._process.stdout is not None
+        self.capacity = float(self._process.stdout.readline())
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join(60)
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        if error is not None:
+            self._process.kill()
+        said, _ = self._process.communicate(timeout=60)
+        if error is None:
+            self.asked = [Asked(*one) for one in json.loads(said)]
 
     def outcomes(self) -> Counter[str]:
         """How many requests ended in which way."""
@@ -107,5 +91,5 @@ class Callers:
 
     def p99_ms(self, since: float, until: float) -> float:
         """The 99th percentile of the requests due in a time; 0 if there were none."""
-        took = sorted(asked.took for asked in list(self.asked) if since <= asked.due < until)
+        took = sorted(asked.took for asked in self.asked if since <= asked.due < until)
         return took[int(0.99 * len(took))] * 1e3 if took else 0.0

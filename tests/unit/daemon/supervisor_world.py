@@ -25,6 +25,7 @@ class World:
         self.clock = Clock()
         self.links: list[FakeLink] = []
         self.devices: list[str] = []
+        self.gentle: list[bool] = []
         self.ready: list[FakeLink] = []
         self.lost: list[FakeLink] = []
         self.held = 0
@@ -41,12 +42,13 @@ class World:
         )
         self.supervisor.start()
 
-    def _spawn(self, number: int, models: tuple[ModelSpec, ...], device: str) -> EngineLink:
+    def _spawn(self, number: int, models: tuple[ModelSpec, ...], device: str, gentle: bool) -> EngineLink:
         assert number == len(self.links)
         link = FakeLink(*(ModelInfo(name=spec.name) for spec in models), pid=100 + number)
         link.heard = self.clock.now
         self.links.append(link)
         self.devices.append(device)
+        self.gentle.append(gentle)
         return cast(EngineLink, link)
 
     def _hold(self) -> None:

@@ -17,6 +17,7 @@ from gpu_server.errors import InternalError, InvalidRequest, RemoteError
 from gpu_server.testing import byte_tokenizer
 from gpu_server.tokenizing import TextTokenizer
 from gpu_server.wire import Tensor, Tensors
+from gpu_server.wire.documents import TextInfo
 
 
 @pytest.fixture
@@ -221,6 +222,28 @@ class TestPool:
 
         monkeypatch.setattr(TextTokenizer, "encode", breaks)
         assert isinstance(self.run(pool, woken, ["a"]), InternalError)
+        pool.close()
+
+    def test_only_a_tokenizer_that_has_changed_is_read_anew(
+        self, pool: TextPool, woken: threading.Event, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        assert TEXT.text is not None
+        made: list[int] = []
+
+        class Counted(TextTokenizer):
+            def __init__(self, data: bytes, info: TextInfo) -> None:
+                made.append(info.max_length)
+                super().__init__(data, info)
+
+        monkeypatch.setattr("gpu_server.daemon.text.TextTokenizer", Counted)
+        pool.add("text", replace(TEXT.text), byte_tokenizer())
+        assert made == []
+        pool.add("text", TEXT.text, byte_tokenizer() + b" ")
+        pool.add("text", replace(TEXT.text, max_length=3), byte_tokenizer() + b" ")
+        assert made == [16, 3]
+        outcome = self.run(pool, woken, ["abcdef"])
+        assert isinstance(outcome, dict)
+        assert outcome["input_ids"].lengths() == [3]
         pool.close()
 
     def test_models_that_share_a_file_keep_their_own_limits(

@@ -36,6 +36,7 @@ def test_the_new_engine_loads_beside_the_old_one_and_takes_over(world: World) ->
     old = world.link
     world.change("m", "n")
     assert (len(world.links), list(world.link.models)) == (2, ["m", "n"])
+    assert world.gentle == [False, True]
     assert (world.supervisor.state, world.supervisor.link) == ("ready", old)
     assert [e.pid for e in world.supervisor.statuses()] == [100, 101]
     world.poll()
@@ -143,6 +144,7 @@ def test_no_room_for_both_ends_the_old_engine_first(world: World) -> None:
     world.poll(2)
     assert old.calls[-2:] == ["stop", "reap"]
     assert (len(world.links), world.supervisor.state) == (3, "loading")
+    assert world.gentle == [False, True, False]
     world.become_ready()
     world.poll()
     assert (world.outcomes, world.supervisor.state) == ([None], "ready")

@@ -15,16 +15,17 @@ from gpu_server.engine.runner import Runner
 from gpu_server.engine.server import EngineServer
 from gpu_server.errors import DeviceLost
 from gpu_server.models.base import Model
-from gpu_server.wire import ReplyHeader, RequestHeader, Tensor, Tensors, decode_reply, encode_request
+from gpu_server.wire import ReplyHeader, RequestHeader, Tensor, Tensors, Timing, decode_reply, encode_request
 from gpu_server.wire.documents import ModelInfo
 from gpu_server.wire.header import ErrorBody
 
 LAST = -1.0
+TOO_LARGE = -2.0
 Exchange = Callable[..., list[tuple[ReplyHeader, Tensors]]]
 
 
 class Once(Model):
-    """Answers from a buffer that each forward overwrites; the item LAST ends the engine."""
+    """Answers from a buffer that each forward overwrites; LAST ends the engine, TOO_LARGE fits into no memory."""
 
     check_finite = True
 
@@ -35,6 +36,8 @@ class Once(Model):
         x = batch["x"]
         if float(x[0]) == LAST:
             raise RuntimeError("CUDA error: the last batch")
+        if TOO_LARGE in x:
+            raise torch.OutOfMemoryError("CUDA out of memory")
         answer = self._buffer[: len(x)]
         answer.copy_(x)
         return answer
@@ -83,3 +86,11 @@ def test_items_that_fail_alone_are_named(exchange: Exchange) -> None:
     ((header, outputs),) = exchange(np.array([1, np.nan, 3]))
     assert [(error.item, error.code) for error in header.item_errors] == [(1, "model_failed")]
     assert outputs["output"].to_numpy().tolist() == [1, 0, 3]
+
+
+def test_a_batch_of_which_nothing_fits_still_says_what_a_batch_may_cost(exchange: Exchange) -> None:
+    ((header, outputs),) = exchange(np.full(8, TOO_LARGE))
+    assert isinstance(header.error, ErrorBody)
+    assert isinstance(header.timing, Timing)
+    assert (header.error.code, outputs, header.timing.batch_tokens) == ("out_of_memory", {}, 1)
+    assert header.timing.compute_us > 0
