@@ -2,27 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import struct
+from collections.abc import Callable, Iterator
 
 import zmq
-from zmq.utils.monitor import parse_monitor_message
+
+_WATCHED = zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | zmq.EVENT_MONITOR_STOPPED
 
 
 class Peers:
     """Clients of a ROUTER socket by the file descriptor of their connection.
 
-    on_gone: called with each client whose connection ended. `monitor` becomes readable when one has.
+    on_gone: called with each client whose connection ended. on_accepted: called with the descriptor of each new
+    connection. `monitor` becomes readable when there is something to tell.
+
+    libzmq's thread waits while 1001 events are unread, and accepts no connection then.
     """
 
-    def __init__(self, socket: zmq.Socket[bytes], on_gone: Callable[[bytes], None]) -> None:
-        self.monitor = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
-        self._socket = socket
+    def __init__(
+        self,
+        socket: zmq.Socket[bytes],
+        on_gone: Callable[[bytes], None],
+        on_accepted: Callable[[int], None] = lambda descriptor: None,
+    ) -> None:
+        address = f"inproc://peers-{id(self)}"
+        socket.monitor(address, _WATCHED)
+        self.monitor = socket.context.socket(zmq.PAIR)
+        # libzmq's own mark of 1000 is added.
+        self.monitor.rcvhwm = 1
+        self.monitor.connect(address)
         self._on_gone = on_gone
+        self._on_accepted = on_accepted
         self._connection: dict[bytes, int] = {}
         self._clients: dict[int, set[bytes]] = {}
 
     def __contains__(self, peer: bytes) -> bool:
         return peer in self._connection
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._connection)
 
     def __len__(self) -> int:
         return len(self._connection)
@@ -42,13 +60,16 @@ class Peers:
         self._clients.setdefault(descriptor, set()).add(peer)
 
     def poll(self) -> None:
-        """Take in connections that have ended."""
+        """Take in connections that have begun or ended."""
         while True:
             try:
-                event = parse_monitor_message(self.monitor.recv_multipart(zmq.NOBLOCK))
+                kind, descriptor = self._read(zmq.NOBLOCK)
             except zmq.Again:
                 return
-            for peer in self._clients.pop(int(event["value"]), ()):
+            if kind == zmq.EVENT_ACCEPTED:
+                self._on_accepted(descriptor)
+                continue
+            for peer in self._clients.pop(descriptor, ()):
                 del self._connection[peer]
                 self._on_gone(peer)
 
@@ -61,6 +82,15 @@ class Peers:
                 del self._clients[descriptor]
 
     def close(self) -> None:
-        """End the monitor; call before the socket is closed."""
-        self._socket.disable_monitor()
+        """Read what is left and end; call when the socket has been closed, which waits for as long as it lingers.
+
+        Ending the monitor before would hold the GIL and wait for libzmq's thread, which may wait for us to read.
+        """
+        while self._read()[0] != zmq.EVENT_MONITOR_STOPPED:
+            pass
         self.monitor.close(linger=0)
+
+    def _read(self, flags: int = 0) -> tuple[int, int]:
+        """The next event and what it is about: of connections, the descriptor."""
+        kind, value = struct.unpack("=Hi", self.monitor.recv_multipart(flags)[0])
+        return kind, value

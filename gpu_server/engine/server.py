@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 
+import msgspec
 import zmq
 
 from gpu_server.engine.loader import LoadedModel
@@ -112,25 +113,30 @@ class EngineServer:
 
     def _reply(self, peer: bytes, header: RequestHeader, pending: Pending) -> None:
         try:
-            self._send(peer, self._answer(header, pending))
-        except RemoteError as error:
-            self._refuse(peer, header, error)
-
-    def _answer(self, header: RequestHeader, pending: Pending) -> list[Buffer]:
-        try:
             outputs, item_errors = pending.wait()
-        finally:
-            timing = self._timing(pending)
+        except RemoteError as error:
+            self._refuse(peer, header, error, self._timing(pending))
+            return
+        timing = self._timing(pending)
         _tell("batch ran", header, compute_ms=timing.compute_us / 1e3, failed_items=len(item_errors))
         reply = ReplyHeader(v=VERSION, id=header.id, item_errors=tuple(item_errors), timing=timing)
         try:
-            return encode_reply(reply, outputs)
+            frames = encode_reply(reply, outputs)
         except ProtocolError as error:
-            raise ModelFailed(f"{len(item_errors)} items failed: {error}") from None
+            self._refuse(peer, header, ModelFailed(f"{len(item_errors)} items failed: {error}"), timing)
+        else:
+            self._send(peer, frames)
 
-    def _refuse(self, peer: bytes, header: RequestHeader, error: RemoteError) -> None:
+    def _refuse(
+        self,
+        peer: bytes,
+        header: RequestHeader,
+        error: RemoteError,
+        timing: Timing | msgspec.UnsetType = msgspec.UNSET,
+    ) -> None:
         _tell("batch failed", header, code=error.code, reason=error.message)
-        self._send(peer, error_reply(header.id, error.code, error.message, error.retryable, error.details))
+        frames = error_reply(header.id, error.code, error.message, error.retryable, error.details, timing)
+        self._send(peer, frames)
 
     def _timing(self, pending: Pending) -> Timing:
         """The batch's own time on the device, from its start or the end of the one before it; and the cost that fits."""

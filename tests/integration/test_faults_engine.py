@@ -29,6 +29,10 @@ def total(running: RunningDaemon, lengths: list[int]) -> list[int]:
 
 
 def test_batches_too_large_for_memory_are_split_and_soon_not_made(daemon: StartDaemon, notes: Path) -> None:
+    """Pass mark: 200 mixed requests all right, and within 20 batches none is too large any more.
+
+    A batch that does not fit is run in halves as well: twenty of them are at least forty runs.
+    """
     running = daemon("failing_models:Hungry", NOTES=str(notes)).wait_ready()
     dice = random.Random(5)
     asked = [[dice.randrange(1, 100) for _ in range(dice.randrange(1, 40))] for _ in range(200)]
@@ -40,6 +44,7 @@ def test_batches_too_large_for_memory_are_split_and_soon_not_made(daemon: StartD
 
 
 def test_an_item_too_large_for_memory_fails_alone(daemon: StartDaemon, notes: Path) -> None:
+    """Pass mark: one error for each item that never fits, and for no other."""
     running = daemon("failing_models:Hungry", NOTES=str(notes)).wait_ready()
     reply = running.client.infer_request("Hungry", {"ids": [[1] * 5, [1] * 500, [1] * 7]})
     assert [(e.item, e.code) for e in reply.header.item_errors] == [(1, "out_of_memory")]
@@ -51,6 +56,7 @@ def test_an_item_too_large_for_memory_fails_alone(daemon: StartDaemon, notes: Pa
 
 
 def test_what_three_hundred_callers_gave_up_is_not_run(daemon: StartDaemon, notes: Path) -> None:
+    """Pass mark: at most one batch beyond those that ran already, which are two; the last is what is asked afterwards."""
     running = daemon("failing_models:Slow", NOTES=str(notes)).wait_ready()
     running.client.hello()
 
@@ -71,6 +77,7 @@ def test_what_three_hundred_callers_gave_up_is_not_run(daemon: StartDaemon, note
 def test_a_forward_that_never_returns_costs_the_engine_and_not_the_others(
     daemon: StartDaemon, notes: Path
 ) -> None:
+    """Pass mark: noticed within the limit and a second, and the others served after the respawn."""
     running = daemon("failing_models:Slow", "--batch-timeout-s", "1", NOTES=str(notes)).wait_ready()
     first = running.engine_pid()
     with ThreadPoolExecutor(5) as pool:

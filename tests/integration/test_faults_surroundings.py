@@ -1,4 +1,4 @@
-"""Faults around the daemon: half-open connections, no descriptors left, a full disk for logs, a queue that is full."""
+"""Faults around the daemon: a low limit of open files, a full disk for logs, a caller that gives up first."""
 
 from __future__ import annotations
 
@@ -8,64 +8,20 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import ExitStack
 
 import pytest
-from running_daemon import MODELS, RunningDaemon, StartDaemon, clean_environment, until
+from fault_world import answers, answers_now, open_files
+from running_daemon import MODELS, StartDaemon, clean_environment, until
 from running_gunicorn import RunningGunicorn
 
 from gpu_server.client import Client
-from gpu_server.errors import Overloaded, RemoteError
 
 pytestmark = pytest.mark.slow
 
-HALF_OPEN = 300
-HANDSHAKE_S = 3.0
-GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x00NULL"
 
-
-def answer(client: Client, value: int) -> bool:
-    return client.infer(x=[value])["y"].tolist() == [2 * value + 1]  # type: ignore[union-attr]
-
-
-def open_files(pid: int) -> int:
-    return len(os.listdir(f"/proc/{pid}/fd"))
-
-
-@contextmanager
-def half_open(running: RunningDaemon, count: int) -> Iterator[None]:
-    """Connections that begin the handshake and never end it."""
-    opened = []
-    try:
-        for _ in range(count):
-            raw = socket.socket(socket.AF_UNIX)
-            opened.append(raw)
-            raw.settimeout(5)
-            try:
-                raw.connect(running.endpoint.removeprefix("ipc://"))
-                raw.sendall(GREETING)
-            except OSError:
-                break
-        yield
-    finally:
-        for raw in opened:
-            raw.close()
-
-
-def test_half_open_connections_are_closed_by_the_daemon(daemon: StartDaemon) -> None:
-    running = daemon("served_models:Numbers").wait_ready()
-    assert answer(running.client, 1)
-    before = open_files(running.pid)
-    with half_open(running, HALF_OPEN):
-        until(lambda: open_files(running.pid) >= before + HALF_OPEN, "they are open", 2)
-        assert all(answer(running.client, value) for value in range(50))
-        until(lambda: open_files(running.pid) <= before + 1, "all are closed", HANDSHAKE_S + 3)
-
-
-def test_more_connections_than_a_shell_allows_end_nobody(daemon: StartDaemon) -> None:
+def test_more_connections_than_a_shell_allows_are_served(daemon: StartDaemon) -> None:
+    """Pass mark: a soft limit is no limit; the daemon raises it to the hard one."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
     try:
@@ -73,21 +29,18 @@ def test_more_connections_than_a_shell_allows_end_nobody(daemon: StartDaemon) ->
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     running.wait_ready()
-    with half_open(running, min(500, soft - 100)):
+    with ExitStack() as stack:
+        for _ in range(min(500, soft - 100)):
+            raw = stack.enter_context(socket.socket(socket.AF_UNIX))
+            raw.connect(running.endpoint.removeprefix("ipc://"))
         until(lambda: open_files(running.pid) > 300, "they are open", 5)
-        assert all(answer(running.client, value) for value in range(50))
+        assert all(answers(running.client, value) for value in range(50))
         with Client(running.endpoint, timeout_s=10) as late:
-            assert answer(late, 5)
-
-
-def _tries(client: Client) -> bool:
-    try:
-        return answer(client, 5)
-    except RemoteError:
-        return False
+            assert answers(late, 5)
 
 
 def test_a_full_disk_for_logs_fails_no_request(own_endpoint: str) -> None:
+    """Pass mark: no request fails while nothing can be written, and an engine that is killed is replaced."""
     with open("/dev/full", "w") as full:
         process = subprocess.Popen(
             [sys.executable, "-m", "gpu_server", "start", "served_models:Numbers", "--log-level", "debug"],
@@ -95,11 +48,11 @@ def test_a_full_disk_for_logs_fails_no_request(own_endpoint: str) -> None:
         )  # fmt: skip
     try:
         with Client(own_endpoint, timeout_s=10) as client:
-            until(lambda: _tries(client), "it serves")
-            assert all(answer(client, value) for value in range(50))
+            until(lambda: answers_now(client), "it serves")
+            assert all(answers(client, value) for value in range(50))
             engine = client.status().engines[0].pid
             os.kill(engine, 9)
-            until(lambda: _tries(client), "it recovers", 30)
+            until(lambda: answers_now(client), "it recovers", 30)
         process.terminate()
         assert process.wait(20) == 0
     finally:
@@ -107,36 +60,12 @@ def test_a_full_disk_for_logs_fails_no_request(own_endpoint: str) -> None:
         process.wait()
 
 
-def test_a_full_queue_refuses_at_once_and_says_when_to_come_back(daemon: StartDaemon, tmp_path: Path) -> None:
-    running = daemon("served_models:Numbers", "--max-queue-items", "100").wait_ready()
-    gate = tmp_path / "gate"
-
-    def held(value: int) -> list[int]:
-        result: list[int] = running.client.infer(x=[value] * 10, params={"gate": str(gate)})["y"].tolist()  # type: ignore[union-attr]
-        return result
-
-    with ThreadPoolExecutor(40) as pool:
-        futures = [pool.submit(held, value) for value in range(10)]
-        until(lambda: running.client.status().queue.requests == 10, "all wait", 10)
-        took = []
-        for _ in range(20):
-            begun = time.perf_counter()
-            with pytest.raises(Overloaded) as refused:
-                for _ in range(20):
-                    pool.submit(held, 1)
-                    running.client.infer(x=list(range(100)))
-            took.append(time.perf_counter() - begun)
-            assert refused.value.retry_after_s > 0
-        gate.touch()
-        assert [future.result(20) for future in futures] == [[2 * value + 1] * 10 for value in range(10)]
-    assert sorted(took)[10] < 0.1
-
-
 def test_a_silent_daemon_is_a_504_before_gunicorn_would_kill_the_worker(silent: str) -> None:
-    with RunningGunicorn(silent, "--timeout", "5", GPU_SERVER_WEB_TIMEOUT_S="1") as web:
+    """Pass mark: 504 a second before Gunicorn's time-out (8 s here), and the worker lives on."""
+    with RunningGunicorn(silent, "--timeout", "8", GPU_SERVER_WEB_TIMEOUT_S="1") as web:
         workers = web.workers()
         begun = time.monotonic()
         status, body = web.ask("POST", "/embed", {"inputs": "a"})
         assert (status, "error" in body) == (504, True)
-        assert time.monotonic() - begun < 4
+        assert time.monotonic() - begun < 7
         assert web.workers() == workers

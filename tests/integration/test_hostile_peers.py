@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import random
-import re
 import socket
+import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,7 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zmq
-from running_daemon import RunningDaemon, StartDaemon, until
+from fault_world import rss_bytes
+from running_daemon import ROOT, RunningDaemon, until
 
 from gpu_server.client import Client
 from gpu_server.wire import RequestHeader, Tensor, decode_reply, encode_request
@@ -22,13 +24,19 @@ pytestmark = pytest.mark.slow
 
 MESSAGES = 20_000
 WINDOW = 200
+BOMB_BYTES = 1 << 20
+PICKLE = b"cos\nsystem\n(S'exit 1'\ntR."
+AUDIT = """
+import os, sys
+
+def hook(event, arguments):
+    if event == "pickle.find_class":
+        with open(os.environ["AUDIT"], "a") as found:
+            found.write(f"{os.getpid()}\\n")
+
+sys.addaudithook(hook)
+"""
 Frames = list[bytes]
-
-
-def rss_bytes(pid: int) -> int:
-    found = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
-    assert found
-    return 1024 * int(found[1])
 
 
 def good_messages() -> list[Frames]:
@@ -98,6 +106,26 @@ def drain(peer: zmq.Socket[bytes]) -> int:
     return replies
 
 
+@pytest.fixture(scope="module")
+def audit() -> Iterator[Path]:
+    """Where each process of the daemon notes its id when it looks a name up for a pickle."""
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "sitecustomize.py").write_text(AUDIT)
+        yield Path(folder) / "found"
+
+
+@pytest.fixture(scope="module")
+def running(audit: Path) -> Iterator[RunningDaemon]:
+    """One daemon for all these tests."""
+    with tempfile.TemporaryDirectory(prefix="gs-") as folder:
+        path = f"{audit.parent}:{ROOT}"
+        made = RunningDaemon(f"ipc://{folder}/s", "served_models:Numbers", PYTHONPATH=path, AUDIT=str(audit))
+        try:
+            yield made.wait_ready()
+        finally:
+            made.kill()
+
+
 @pytest.fixture
 def context() -> Iterator[zmq.Context[zmq.Socket[bytes]]]:
     with zmq.Context() as made:
@@ -116,10 +144,8 @@ class GoodClient:
     def _run(self) -> None:
         while not self._stop.is_set():
             value = self.answers
-            assert self.client.infer("Numbers", x=[value, -value])["y"].tolist() == [
-                2 * value + 1,
-                1 - 2 * value,
-            ]  # type: ignore[union-attr]
+            got = self.client.infer("Numbers", x=[value, -value])["y"].tolist()  # type: ignore[union-attr]
+            assert got == [2 * value + 1, 1 - 2 * value]
             self.answers += 1
 
     def __enter__(self) -> GoodClient:
@@ -159,8 +185,8 @@ def assert_unharmed(running: RunningDaemon, before: int, engine: int) -> None:
     assert running.process.poll() is None
 
 
-def test_garbage_hurts_nobody_else(daemon: StartDaemon, context: zmq.Context[zmq.Socket[bytes]]) -> None:
-    running = daemon("served_models:Numbers").wait_ready()
+def test_garbage_hurts_nobody_else(running: RunningDaemon, context: zmq.Context[zmq.Socket[bytes]]) -> None:
+    """Pass mark: the daemon lives, a good client goes on, no traceback. 20,000 messages in place of a million."""
     dice, seeds = random.Random(7), good_messages()
     with GoodClient(running.endpoint) as good, running.raw_socket(context) as peer:
         peer.rcvtimeo = 20_000
@@ -178,17 +204,69 @@ def test_garbage_hurts_nobody_else(daemon: StartDaemon, context: zmq.Context[zmq
     assert counters["failures"] > 1000
 
 
-def test_a_client_that_reads_nothing_is_cut_off_alone(
-    daemon: StartDaemon, context: zmq.Context[zmq.Socket[bytes]]
+def bombs() -> list[Frames]:
+    """Messages that would take a generic decoder many times their size, in header and frames; each about 1 MiB."""
+    small = [bytes([kind]) * BOMB_BYTES for kind in (0x80, 0x90, 0xA0, 0xC0, 0xC1, 0xD4)]
+    nested = [
+        b"\xdd\x00\x0f\xff\xff" * (BOMB_BYTES // 5),
+        b"\x91" * BOMB_BYTES,
+        b"\x81\xa1a" * (BOMB_BYTES // 3),
+    ]
+    claims = [
+        b"\xc6\xff\xff\xff\xff" + bytes(9),
+        b"\xdf\xff\xff\xff\xff" + bytes(9),
+        PICKLE * (BOMB_BYTES // len(PICKLE)),
+    ]
+    strings = {"x": Tensor.from_strings([""] * 200_000)}
+    request = RequestHeader(v=1, id=b"b", op="infer")
+    made: list[Frames] = [[bytes(frame) for frame in encode_request(request, strings)]]
+    header = made[0][1]
+    for bomb in (*small, *nested, *claims):
+        made += [[b"", bomb], [b"", bomb[:4000]], [b"", header, bomb, bomb], [b"", header[:-1] + bomb[:1000]]]
+    return made
+
+
+def test_bombs_cost_little_memory_and_less_time(
+    running: RunningDaemon, context: zmq.Context[zmq.Socket[bytes]]
 ) -> None:
-    running = daemon("served_models:Numbers", "--max-peer-bytes", "1000000").wait_ready()
-    with GoodClient(running.endpoint) as good, running.raw_socket(context) as peer:
-        metrics = [bytes(f) for f in encode_request(RequestHeader(v=1, id=b"1", op="metrics"))]
-        for _ in range(2000):
-            peer.send_multipart(metrics)
-        until(
-            lambda: running.client.status().counters["dropped_peer_slow"], "the silent client is cut off", 30
-        )
-        target = good.answers + 20
-        until(lambda: good.answers >= target, "the good client goes on", 20)
-    assert running.log.count("client does not read its replies") >= 1
+    """Pass mark: memory grows by less than four times a frame, the loop is blocked for less than 50 ms.
+
+    What a frame blocks is seen in a reply that waits behind it; the quicker of two rounds counts, on a noisy machine.
+    """
+    with running.raw_socket(context) as peer, running.raw_socket(context) as other:
+        peer.rcvtimeo = other.rcvtimeo = 20_000
+        drain(peer)
+        drain(other)
+        before = rss_bytes(running.pid)
+        for bomb in bombs():
+            took_s = []
+            for _ in range(2):
+                peer.send_multipart(bomb)
+                begun = time.perf_counter()
+                drain(other)
+                took_s.append(time.perf_counter() - begun)
+                drain(peer)
+            assert min(took_s) < 0.05, bomb[1][:20]
+        assert rss_bytes(running.pid) - before < 4 * BOMB_BYTES
+
+
+def test_no_pickle_is_read_whatever_is_sent(
+    running: RunningDaemon, context: zmq.Context[zmq.Socket[bytes]], audit: Path
+) -> None:
+    """Pass mark: the interpreter's own audit sees no `pickle.find_class` in the daemon, garbage and pickles included."""
+    dice, seeds = random.Random(8), good_messages()
+    with running.raw_socket(context) as peer:
+        peer.rcvtimeo = 20_000
+        for frames in seeds:
+            for spoilt in (
+                [b"", PICKLE],
+                [PICKLE],
+                [*frames, PICKLE],
+                [*frames[:-1], PICKLE],
+                [frames[0], PICKLE, *frames[2:]],
+            ):
+                peer.send_multipart(spoilt)
+        flood(peer, dice, seeds, 4000)
+        drain(peer)
+    # What starts the engine is the standard library's, and shows that the audit works.
+    assert {int(line) for line in audit.read_text().split()} == {running.engine_pid()}

@@ -13,7 +13,7 @@ from gpu_server.errors import RemoteError
 from gpu_server.wire.monitoring import SECONDS
 
 CODES = tuple(kind.code for kind in RemoteError.__subclasses__())
-DROPPED = ("unreadable", "peer_gone", "peer_slow", "late_result", "report")
+DROPPED = ("unreadable", "peer_gone", "peer_slow", "peer_refused", "key_refused", "late_result", "report")
 
 
 class ModelMetrics:

@@ -47,3 +47,19 @@ class Slow(Model):
         note(len(batch["x"]))
         time.sleep(3600 if -1 in batch["x"] else 0.05)
         return batch["x"] * 2
+
+
+class Wide(Model):
+    """Sums rows of 256 kB. A request may name a `gate`, which holds its batch until that file exists."""
+
+    inputs: ClassVar[dict[str, Any]] = {"x": ("f32", (65536,))}
+    params: ClassVar[dict[str, Any]] = {"gate": ""}
+    max_batch_items = 8
+
+    def load(self, device: torch.device) -> None: ...
+
+    def forward(self, batch: Mapping[str, torch.Tensor], gate: str = "") -> torch.Tensor:
+        give_up = time.monotonic() + 30
+        while gate and not os.path.exists(gate) and time.monotonic() < give_up:
+            time.sleep(0.005)
+        return batch["x"].sum(1)

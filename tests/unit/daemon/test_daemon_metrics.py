@@ -55,7 +55,15 @@ def test_every_series_exists_at_once() -> None:
     for code in {kind.code for kind in RemoteError.__subclasses__()}:
         assert values["gpu_server_failures_total", "", code] == 0
         assert values["gpu_server_failures_total", "m", code] == 0
-    for reason in ("unreadable", "peer_gone", "peer_slow", "late_result", "report"):
+    for reason in (
+        "unreadable",
+        "peer_gone",
+        "peer_slow",
+        "peer_refused",
+        "key_refused",
+        "late_result",
+        "report",
+    ):
         assert values["gpu_server_dropped_total", reason] == 0
     assert values["gpu_server_queue_items",] == 3
 
@@ -92,6 +100,8 @@ def test_what_is_counted_is_shown() -> None:
         "dropped_unreadable": 0,
         "dropped_peer_gone": 2,
         "dropped_peer_slow": 0,
+        "dropped_peer_refused": 0,
+        "dropped_key_refused": 0,
         "dropped_late_result": 0,
         "dropped_report": 0,
     }

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import stat
+import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import zmq
 from running_daemon import until
 
+from gpu_server.daemon import router as routers
 from gpu_server.daemon.metrics import Metrics
-from gpu_server.daemon.router import DRAIN_CAP, MAX_FRAMES, SEND_HWM, Router
+from gpu_server.daemon.router import BURST, DRAIN_CAP, MAX_FRAMES, SEND_HWM, Router
 from gpu_server.errors import EndpointError
-from gpu_server.wire import Limits
+from gpu_server.wire import FAREWELL_ANSWER, Limits
 
 Socket = zmq.Socket[bytes]
 BIG = b"x" * 1000
@@ -62,8 +65,20 @@ def test_messages_come_with_their_peer_and_replies_go_back(world: World) -> None
     socket, peer = world.peer()
     assert world.seen == [(peer, [b"", b"hello"])]
     world.router.send(peer, [b"", b"answer"])
+    world.router.flush()
     assert socket.recv_multipart() == [b"", b"answer"]
     assert not world.router.has_unsent()
+
+
+def test_replies_leave_in_order_and_a_burst_does_not_wait_for_the_flush(world: World) -> None:
+    socket, peer = world.peer()
+    socket.rcvtimeo = 5000
+    for number in range(BURST + 1):
+        world.router.send(peer, [b"", b"%d" % number])
+    assert [socket.recv_multipart()[1] for _ in range(BURST)] == [b"%d" % n for n in range(BURST)]
+    assert not socket.poll(0)
+    world.router.flush()
+    assert socket.recv_multipart() == [b"", b"%d" % BURST]
 
 
 def test_a_turn_reads_no_more_than_its_cap(world: World) -> None:
@@ -82,6 +97,7 @@ def fill(world: World, peer: bytes) -> int:
     while not world.router.has_unsent():
         assert sent < 100 * SEND_HWM
         world.router.send(peer, [b"", b"%d" % sent, BIG])
+        world.router.flush()
         sent += 1
     return sent
 
@@ -108,17 +124,20 @@ def test_a_peer_that_never_reads_is_given_up_and_others_are_not_held_up(world: W
     while not world.gone:
         assert kept * len(BIG) < 200_000
         world.router.send(peer, [b"", b"-", BIG])
+        world.router.flush()
         kept += 1
     assert world.gone == [peer]
     assert not world.router.has_unsent()
     assert world.metrics.dropped["peer_slow"] == kept + 1
     other, good = world.peer()
     world.router.send(good, [b"", b"answer"])
+    world.router.flush()
     assert other.recv_multipart() == [b"", b"answer"]
 
 
 def test_a_peer_that_was_never_there(world: World) -> None:
     world.router.send(b"nobody", [b"", b"answer"])
+    world.router.flush()
     assert world.gone == [b"nobody"]
     assert world.metrics.dropped["peer_gone"] == 1
 
@@ -176,3 +195,35 @@ def test_a_request_over_the_limits_is_cut_and_said_so(world: World) -> None:
     assert [whole for _, whole in sizes] == [False, False, True]
     assert sizes[0][0] < MAX_FRAMES
     assert sizes[1][0] < 13
+
+
+def test_a_hand_over_takes_in_what_still_comes_and_tells_every_peer_last(world: World) -> None:
+    (first, _), (second, _) = world.peer(), world.peer()
+    first.send_multipart([b"", b"late"])
+
+    def refuse(peer: bytes, frames: Sequence[bytes], whole: bool) -> None:
+        world.router.send(peer, [b"", b"refused", *frames[1:]])
+
+    with ThreadPoolExecutor(1) as pool:
+        handing_over = pool.submit(world.router.hand_over, refuse, [b"", b"farewell"])
+        first.rcvtimeo = second.rcvtimeo = 10_000
+        assert first.recv_multipart() == [b"", b"refused", b"late"]
+        for peer in (first, second):
+            assert peer.recv_multipart() == [b"", b"farewell"]
+            peer.send_multipart([b"", b"never read"])
+        assert not handing_over.done()
+        for peer in (first, second):
+            peer.send_multipart(FAREWELL_ANSWER)
+        handing_over.result(10)
+
+
+def test_a_hand_over_does_not_wait_for_those_who_have_gone_or_say_nothing(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone, _ = world.peer()
+    world.peer()
+    monkeypatch.setattr(routers, "FAREWELL_S", 0.2)
+    gone.close()
+    started = time.monotonic()
+    world.router.hand_over(lambda *_: None, [b"", b"farewell"])
+    assert 0.2 <= time.monotonic() - started < 5
