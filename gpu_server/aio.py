@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from gpu_server.calls import Call, Params, Priority, Value, Vectors, from_tensor, raise_item_errors
+from gpu_server.config import ClientConfig
 from gpu_server.connection import Reply
 from gpu_server.scores import Scores
 from gpu_server.text_calls import SparseVector, TextCalls, TokenLabel
@@ -26,8 +27,10 @@ class AsyncClient:
     As with `Client`, make one per process and share it; its connection ends with `close()` or when nothing holds it.
     """
 
-    def __init__(self, endpoint: str | None = None, *, timeout_s: float = 30.0) -> None:
-        self._calls = TextCalls(endpoint, timeout_s)
+    def __init__(
+        self, endpoint: str | None = None, *, timeout_s: float = 30.0, settings: ClientConfig | None = None
+    ) -> None:
+        self._calls = TextCalls(endpoint, timeout_s, settings)
 
     async def embed(
         self,

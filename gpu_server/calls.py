@@ -15,9 +15,10 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from gpu_server import config, curve, tokenizing
 from gpu_server import endpoint as endpoints
-from gpu_server import tokenizing
-from gpu_server.connection import PerProcess, Reply
+from gpu_server.config import ClientConfig
+from gpu_server.connection import Reply
 from gpu_server.deadline import Deadline
 from gpu_server.errors import (
     InvalidRequest,
@@ -27,6 +28,7 @@ from gpu_server.errors import (
     UnsupportedOperation,
     from_wire,
 )
+from gpu_server.per_process import PerProcess
 from gpu_server.sending import Sending
 from gpu_server.sizes import check_size
 from gpu_server.tokenizing import TextTokenizer
@@ -54,11 +56,11 @@ HELLO_AGE_S = 2.0
 class Calls:
     """The calls of one client, over one connection per process, which is closed when nothing holds the calls any more."""
 
-    def __init__(self, endpoint: str | None, timeout_s: float) -> None:
+    def __init__(self, endpoint: str | None, timeout_s: float, settings: ClientConfig | None = None) -> None:
         self.endpoint = endpoint or endpoints.client_default()
-        endpoints.check(self.endpoint)
+        keys = curve.for_client(settings or config.client(), self.endpoint)
         self.timeout_s = timeout_s
-        self.connections = PerProcess(self.endpoint)
+        self.connections = PerProcess(self.endpoint, keys)
         self._hello: tuple[object, float, Hello] | None = None
         self._tokenizers: dict[str, TextTokenizer] = {}
         weakref.finalize(self, self.connections.abandon).atexit = False
@@ -127,7 +129,7 @@ class Calls:
         if not refresh and known is not None and known[0] == key and now < known[1]:
             return known[2]
         reply = yield from self._ask("hello", timeout_s)
-        hello = from_json(Hello, reply.outputs["document"].strings()[0])
+        hello = _hello_of(reply)
         self._hello = (key, now + HELLO_AGE_S, hello) if hello.state == "ready" else None
         return hello
 
@@ -149,7 +151,12 @@ class Calls:
 
     def models(self, timeout_s: Timeout = None) -> Call[list[ModelInfo]]:
         """The models that are served, the default first."""
-        hello = yield from self.hello(timeout_s=timeout_s)
+        deadline = self.deadline(timeout_s)
+        hello = yield from self.hello(timeout_s=deadline)
+        if not hello.models:
+            # A daemon that lets requests wait for the first load answers when that is done, any other at once.
+            reply: Reply = yield self.submit(None, deadline, op="hello", params={"wait": True})
+            hello = _hello_of(reply)
         if not hello.models:
             raise ModelLoading("the models are still loading", {"phase": hello.state})
         return list(hello.models)
@@ -212,6 +219,10 @@ class Calls:
 
     def _ask(self, op: str, timeout_s: Timeout, model: str = "") -> Call[Reply]:
         return self.request(op=op, model=model, timeout_s=self.deadline(timeout_s).left(ASK_TIMEOUT_S))
+
+
+def _hello_of(reply: Reply) -> Hello:
+    return from_json(Hello, reply.outputs["document"].strings()[0])
 
 
 def to_tensors(info: ModelInfo, inputs: Mapping[str, Any]) -> Tensors:

@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from gpu_server.calls import Call, Params, Priority, Value, Vectors, from_tensor, raise_item_errors
+from gpu_server.config import ClientConfig
 from gpu_server.connection import Reply
 from gpu_server.scores import Scores
 from gpu_server.text_calls import SparseVector, TextCalls, TokenLabel
@@ -28,12 +29,15 @@ class Client:
     end with `close()` or when nothing holds the client any more. Every call ends within its time-out, however many requests
     it takes, with an answer or a `RemoteError` of gpu_server.errors.
 
-    endpoint: `ipc:///path` or `tcp://127.0.0.1:port`; None means $GPU_SERVER_ENDPOINT or the default place.
-    timeout_s: seconds a call may take when it names no other.
+    endpoint: `ipc:///path` or `tcp://host:port`; None means $GPU_SERVER_ENDPOINT or the default place.
+    timeout_s: seconds a call may take when it names no other. settings: keys for tcp; None reads the environment.
+    Raises ConfigError on an endpoint or a key that cannot be used.
     """
 
-    def __init__(self, endpoint: str | None = None, *, timeout_s: float = 30.0) -> None:
-        self._calls = TextCalls(endpoint, timeout_s)
+    def __init__(
+        self, endpoint: str | None = None, *, timeout_s: float = 30.0, settings: ClientConfig | None = None
+    ) -> None:
+        self._calls = TextCalls(endpoint, timeout_s, settings)
 
     @property
     def endpoint(self) -> str:

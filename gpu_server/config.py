@@ -50,7 +50,17 @@ class ServerConfig:
     """The daemon process."""
 
     endpoint: str = setting(
-        "", "socket to serve on: ipc:///path or tcp://127.0.0.1:port; empty means the default place"
+        "", "socket to serve on: ipc:///path or tcp://host:port; empty means the default place"
+    )
+    curve_key_file: str = setting(
+        "", "the daemon's secret key (`gpu-server keys`), for tcp; only clients with keys connect then"
+    )
+    curve_clients_file: str = setting(
+        "", "public keys of those clients: one a line, a name behind it; read again when it has changed"
+    )
+    insecure_tcp: bool = setting(
+        False,
+        "serve on tcp whoever can reach the port, from other machines too, without keys and unencrypted",
     )
     log_level: str = setting(
         "info", "least severe log lines to write", choices=("debug", "info", "warning", "error")
@@ -58,6 +68,12 @@ class ServerConfig:
     log_format: str = setting("text", "form of a log line: text is key=value", choices=("text", "json"))
     drain_timeout_s: float = setting(
         30.0, "seconds that a stop waits for accepted requests", low=0, high=3600
+    )
+    while_loading: str = setting(
+        "auto",
+        "what requests do during the first load: wait for it, up to their deadlines, or be refused with model_loading;"
+        " auto lets them wait on a socket that the service manager holds",
+        choices=("auto", "wait", "refuse"),
     )
     metrics_port: int = setting(
         0, "serve /metrics at this port of 127.0.0.1 too; 0 does not", low=0, high=65_535
@@ -143,6 +159,17 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
+class ClientConfig:
+    """A client of a daemon on tcp: variables, or `Client(settings=ClientConfig(…))`."""
+
+    curve_client_key_file: str = setting("", "the client's own secret key (`gpu-server keys`)", flag=False)
+    curve_server_key_file: str = setting("", "the daemon's public key", flag=False)
+    insecure_tcp: bool = setting(
+        False, "call a daemon on another machine without keys and unencrypted", flag=False
+    )
+
+
+@dataclass(frozen=True)
 class Config:
     """All settings; `models` is empty when none is named, which means the default model."""
 
@@ -153,6 +180,8 @@ class Config:
 
 
 SECTIONS: dict[str, type] = {"server": ServerConfig, "limits": LimitsConfig, "engine": EngineConfig}
+OTHERS: dict[str, type] = {"`[[models]]`": ModelConfig, "Clients": ClientConfig}
+"""What is no section, by its title in the reference."""
 
 
 def load(
@@ -177,9 +206,21 @@ def load(
         built[name] = _build(kind, name, given, str(path), flags or {}, env)
     if not isinstance(models, list) or not all(isinstance(m, dict) for m in models):
         raise ConfigError(f"{path}: models must be [[models]] tables")
-    tables = [{"source": s} for s in sources] or models
+    tables = [{"name": name, "source": source} for name, source in map(split_name, sources)] or models
     built["models"] = tuple(_build(ModelConfig, "models", m, str(path), {}, {}) for m in tables)
     return Config(**built)
+
+
+def client(env: Mapping[str, str] | None = None) -> ClientConfig:
+    """A client's settings in the environment. Raises ConfigError naming the variable."""
+    settings: ClientConfig = _build(ClientConfig, "client", {}, "", {}, os.environ if env is None else env)
+    return settings
+
+
+def split_name(model: str) -> tuple[str, str]:
+    """Name and source of `[NAME=]MODEL`, as command lines have it; the name is "" where none is given."""
+    name, equals, source = model.partition("=")
+    return (name, source) if equals and not Path(model).is_dir() else ("", model)
 
 
 def env_name(name: str) -> str:
@@ -266,17 +307,16 @@ def reference() -> str:
     lines = [
         "# Configuration",
         "",
-        "Every setting of the daemon, from the declarations in `gpu_server/config.py` (`gpu-server config --reference`",
-        "prints this page). A flag wins over the environment, that over the TOML file (`--config FILE`), that over the",
-        "default.",
+        "Every setting of the daemon and its clients, from the declarations in `gpu_server/config.py`",
+        "(`gpu-server config --reference` prints this page). A flag wins over the environment, that over the TOML file",
+        "(`--config FILE`), that over the default.",
     ]
-    for name, kind in {**SECTIONS, "models": ModelConfig}.items():
-        title = f"[[{name}]]" if name == "models" else f"[{name}]"
-        lines += ["", f"## `{title}`", "", (kind.__doc__ or "").split("\n")[0], ""]
+    for title, kind in ({f"`[{name}]`": kind for name, kind in SECTIONS.items()} | OTHERS).items():
+        lines += ["", f"## {title}", "", (kind.__doc__ or "").split("\n")[0], ""]
         lines += ["| key | flag | environment | default | meaning |", "|---|---|---|---|---|"]
         for about in fields(kind):
             flagged = about.metadata["flag"]
-            variable = f"`{env_name(about.name)}`" if flagged else ""
+            variable = f"`{env_name(about.name)}`" if flagged or kind is ClientConfig else ""
             default = "" if about.default in ("", MISSING) else f"`{str(about.default).lower()}`"
             flag = _flag(about.name, about.default) if flagged else ""
             lines.append(f"| `{about.name}` | {flag} | {variable} | {default} | {_meaning(about.metadata)} |")

@@ -6,7 +6,6 @@ import contextlib
 import heapq
 import itertools
 import math
-import os
 import socket as sockets
 import sys
 import threading
@@ -22,26 +21,41 @@ import zmq
 from zmq.utils.monitor import parse_monitor_message
 
 from gpu_server import endpoint as endpoints
+from gpu_server.curve import ClientKeys
 from gpu_server.errors import (
     DeadlineExceeded,
+    EndpointForbidden,
     InternalError,
     InvalidRequest,
     Overloaded,
     ProtocolError,
     RemoteError,
+    ShuttingDown,
     Unavailable,
     from_wire,
 )
-from gpu_server.wire import VERSION, ReplyHeader, RequestHeader, Tensors, decode_reply, encode_request
+from gpu_server.handshakes import EVENTS, Handshakes
+from gpu_server.wire import (
+    FAREWELL_ANSWER,
+    VERSION,
+    ReplyHeader,
+    RequestHeader,
+    Tensors,
+    decode_reply,
+    encode_request,
+)
 from gpu_server.wire.tensor import Buffer
 
-CONNECT_TIMEOUT_S = 1.0
 DEADLINE_SLACK_S = 0.05
 MAX_PENDING = 65_536
 MAX_TIMEOUT_S = 86_400.0
+RECONNECT_MS = 10, 250
+"""Pause before the first try to connect again, and the longest one."""
+STALE_S = 0.05
+"""A request that waited for longer before it was sent has its deadline set anew."""
 _MIN_SWEEP = 1024
 _serials = itertools.count()
-_EVENTS = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
+_EVENTS = EVENTS | zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED
 
 
 @dataclass(slots=True)
@@ -55,9 +69,19 @@ class Reply:
 @dataclass(slots=True)
 class _Call:
     future: Future[Reply]
+    header: RequestHeader
+    inputs: Tensors | None
     frames: list[Buffer]
     expires: float
     sent: bool = False
+
+    def timely(self) -> list[Buffer]:
+        """The frames to send now, with the time that is left: some wait for a daemon first."""
+        left_ms = int((self.expires - DEADLINE_SLACK_S - time.monotonic()) * 1000)
+        if not self.frames or self.header.deadline_ms - left_ms > STALE_S * 1000:
+            self.header.deadline_ms = max(1, left_ms)
+            self.frames = encode_request(self.header, self.inputs)
+        return self.frames
 
 
 class Connection:
@@ -65,18 +89,22 @@ class Connection:
 
     Must be used only in the process that made it. `late_replies` counts answers that came after their call had ended.
     `serial` is this connection's alone in its process; `generation` grows with each loss of the daemon.
+    keys: for a daemon that wants one.
     """
 
-    def __init__(self, endpoint: str) -> None:
+    def __init__(self, endpoint: str, keys: ClientKeys | None = None) -> None:
         endpoints.check(endpoint)
         self.endpoint = endpoint
         self.serial = next(_serials)
         self.generation = 0
         self.late_replies = 0
         self._zmq = _zmq_for_this_process()
+        self._handshakes = Handshakes(endpoint, keys)
+        self._ended: RemoteError = Unavailable("the client is closed", {"endpoint": endpoint})
         self._ids = itertools.count(1)
         self._calls: dict[bytes, _Call] = {}
         self._outbox: deque[bytes] = deque()
+        self._parked: list[bytes] = []
         self._cancels: deque[bytes] = deque()
         self._deadlines: list[tuple[float, bytes]] = []
         self._lock = threading.Lock()
@@ -91,8 +119,8 @@ class Connection:
         self._armed = False
         self._up = False
         self._checked = False
+        self._refused = False
         self._closing = False
-        self._down_since = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="gpu-server-client", daemon=True)
         self._thread.start()
 
@@ -112,12 +140,12 @@ class Connection:
         future: Future[Reply] = Future()
         expires = time.monotonic() + timeout_s + DEADLINE_SLACK_S
         try:
-            call = _Call(future, encode_request(header, inputs), expires)
+            call = _Call(future, header, inputs, encode_request(header, inputs), expires)
         except ProtocolError as error:
             raise InvalidRequest(str(error), error.details) from None
         with self._lock:
             if self._closing:
-                raise Unavailable("the client is closed", {"endpoint": self.endpoint})
+                raise type(self._ended)(self._ended.message, self._ended.details)
             self._calls[header.id] = call
             heapq.heappush(self._deadlines, (expires, header.id))
         self._outbox.append(header.id)
@@ -160,20 +188,23 @@ class Connection:
 
     def _run(self) -> None:
         """The I/O thread. Whatever ends it, it ends every call too."""
-        reason = "the client is closed"
         context = self._zmq.Context()
         try:
             socket = context.socket(zmq.DEALER)
             _configure(socket)
+            self._handshakes.configure(socket)
             monitor = socket.get_monitor_socket(_EVENTS)
             socket.connect(self.endpoint)
             self._serve(socket, monitor)
         except zmq.ZMQError as error:
             reason = f"the connection to {self.endpoint} failed: {error}"
+            self._ended = Unavailable(reason, {"endpoint": self.endpoint})
+        except EndpointForbidden as error:
+            self._ended = error
         finally:
             with self._lock:
                 self._closing = True
-            self._fail_all(Unavailable(reason, {"endpoint": self.endpoint}))
+            self._fail_all(self._ended)
             context.destroy(linger=0)
             self._wake_read.close()
             self._wake_write.close()
@@ -189,19 +220,17 @@ class Connection:
                 self._wake_read.recv(4096)
             self._armed = False
             self._receive(socket)
-            self._watch(monitor)
+            self._watch(monitor, socket)
             if self._up:
                 self._send(socket)
+            elif self._refused and self._outbox:
+                self._look_again()
             self._expire()
 
     def _poll_ms(self) -> int:
         with self._lock:
             due = self._deadlines[0][0] if self._deadlines else None
-        now = time.monotonic()
-        if self._outbox and not self._up:
-            connect_by = self._down_since + CONNECT_TIMEOUT_S
-            due = min(due or connect_by, max(connect_by, now + 0.02))
-        return 60_000 if due is None else max(0, math.ceil((due - now) * 1000))
+        return 60_000 if due is None else max(0, math.ceil((due - time.monotonic()) * 1000))
 
     def _receive(self, socket: Any) -> None:
         while True:
@@ -218,29 +247,69 @@ class Connection:
                 self._finish(header.id, Reply(header, outputs))
             else:
                 body = header.error
-                self._finish(header.id, from_wire(body.code, body.message, body.details))
+                self._refused_with(header.id, from_wire(body.code, body.message, body.details), socket)
 
-    def _watch(self, monitor: Any) -> None:
+    def _refused_with(self, request_id: bytes, refusal: RemoteError, socket: Any) -> None:
+        if isinstance(refusal, ShuttingDown) and not request_id:
+            self._part(socket)
+        elif isinstance(refusal, ShuttingDown) and refusal.details.get("successor"):
+            self._park(request_id)
+        else:
+            self._finish(request_id, refusal)
+
+    def _watch(self, monitor: Any, socket: Any) -> None:
         while True:
             try:
                 event = parse_monitor_message(monitor.recv_multipart(zmq.NOBLOCK))["event"]
             except zmq.Again:
                 return
+            self._handshakes.saw(event)
             if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
-                self._up = True
-            elif event == zmq.EVENT_DISCONNECTED and self._up:
-                self._up = self._checked = False
-                self._down_since = time.monotonic()
-                self.generation += 1
-                lost = Unavailable(f"connection to {self.endpoint} was lost", {"endpoint": self.endpoint})
-                self._fail_all(lost, only_sent=True)
+                self._up, self._refused = True, False
+            elif event == zmq.EVENT_CLOSED:
+                self._refused = True
+            elif event == zmq.EVENT_DISCONNECTED:
+                # Replies from before the end may have come since they were last looked for.
+                self._receive(socket)
+                if self._up:
+                    self._over()
+                    lost = Unavailable(f"connection to {self.endpoint} was lost", {"endpoint": self.endpoint})
+                    self._fail_all(lost, only_sent=True)
+
+    def _over(self) -> None:
+        """This connection takes no more; what was kept for the next one is sent there."""
+        self._up = self._checked = False
+        self.generation += 1
+        self._outbox.extendleft(reversed(self._parked))
+        self._parked.clear()
+
+    def _park(self, request_id: bytes) -> None:
+        """Keep a request that was sent for the next connection."""
+        call = self._calls.get(request_id)
+        if call is not None and call.sent:
+            call.sent = False
+            self._parked.append(request_id)
+
+    def _part(self, socket: Any) -> None:
+        """Answer the daemon's farewell: all its replies are here, and what has none it never read."""
+        with contextlib.suppress(zmq.Again):
+            socket.send_multipart(FAREWELL_ANSWER, zmq.NOBLOCK)
+        for request_id in list(self._calls):
+            self._park(request_id)
+        self._over()
+
+    def _look_again(self) -> None:
+        """libzmq's last try to connect has failed, a moment ago: give up, unless somebody listens by now."""
+        self._refused = not endpoints.listens(self.endpoint)
+        if self._refused:
+            self._fail_unsent()
 
     def _send(self, socket: Any) -> None:
         try:
             while self._outbox:
                 call = self._calls.get(self._outbox[0])
                 if call is not None:
-                    socket.send_multipart(call.frames, zmq.NOBLOCK)
+                    socket.send_multipart(call.timely(), zmq.NOBLOCK)
                     call.sent, call.frames = True, []
                 self._outbox.popleft()
             while self._cancels:
@@ -253,24 +322,25 @@ class Connection:
 
     def _expire(self) -> None:
         now = time.monotonic()
-        if self._outbox and not self._up and now >= self._down_since + CONNECT_TIMEOUT_S:
-            self._fail_unsent()
         while True:
             with self._lock:
                 if not self._deadlines or self._deadlines[0][0] > now:
                     return
                 _, request_id = heapq.heappop(self._deadlines)
-                live = request_id in self._calls
-            if live:
-                self._finish(request_id, DeadlineExceeded("no answer before the deadline"))
+                call = self._calls.get(request_id)
+            if call is not None:
+                late = DeadlineExceeded("no answer before the deadline")
+                self._finish(request_id, late if call.sent else self._nobody())
 
     def _fail_unsent(self) -> None:
-        """Give up on calls that waited for a connection; the connect time-out has passed."""
-        hint = f"no gpu-server daemon answers at {self.endpoint}; {endpoints.START_HINT}"
-        waiting = deque(self._outbox)
-        self._outbox.clear()
+        """Give up on calls that wait for a connection: nobody is there to connect to."""
+        waiting = [self._outbox.popleft() for _ in range(len(self._outbox))]
         for request_id in waiting:
-            self._finish(request_id, Unavailable(hint, {"endpoint": self.endpoint}))
+            self._finish(request_id, self._nobody())
+
+    def _nobody(self) -> Unavailable:
+        hint = f"no gpu-server daemon answers at {self.endpoint}; {endpoints.START_HINT}"
+        return Unavailable(hint, {"endpoint": self.endpoint})
 
     def _finish(self, request_id: bytes, outcome: Reply | Exception) -> None:
         call = self._take(request_id)
@@ -304,8 +374,9 @@ def _configure(socket: Any) -> None:
     socket.sndhwm = 0
     socket.rcvhwm = 0
     socket.setsockopt(zmq.IMMEDIATE, 1)
-    socket.setsockopt(zmq.RECONNECT_IVL, 50)
-    socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
+    first_ms, longest_ms = RECONNECT_MS
+    socket.setsockopt(zmq.RECONNECT_IVL, first_ms)
+    socket.setsockopt(zmq.RECONNECT_IVL_MAX, longest_ms)
     socket.setsockopt(zmq.HEARTBEAT_IVL, 2000)
     socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 6000)
 
@@ -318,66 +389,3 @@ def _zmq_for_this_process() -> Any:
 
         return green
     return zmq
-
-
-_making = threading.Lock()
-
-
-def _renew_lock() -> None:
-    """A thread of the parent may have held the lock at the fork, and does not exist here to release it."""
-    global _making
-    _making = threading.Lock()
-
-
-os.register_at_fork(after_in_child=_renew_lock)
-
-
-def _lock_for_this_process() -> threading.Lock:
-    """The lock, of the kind that `threading` makes now.
-
-    After gevent's patching a lock from before it, held while greenlets switch, would stop them all.
-    """
-    global _making
-    fresh = threading.Lock()
-    if type(_making) is not type(fresh):
-        _making = fresh
-    return _making
-
-
-class PerProcess:
-    """A connection made on first use and made anew in every forked child."""
-
-    def __init__(self, endpoint: str) -> None:
-        self.endpoint = endpoint
-        self._pid = 0
-        self._connection: Connection | None = None
-        self._inherited: list[Connection] = []
-
-    def get(self) -> Connection:
-        """This process's connection."""
-        known = self._connection
-        if self._pid == os.getpid() and known is not None and not known.closed:
-            return known
-        return self._make()
-
-    def _make(self) -> Connection:
-        with _lock_for_this_process():
-            if self._pid != os.getpid():
-                # Kept, never closed: a parent's socket and locks must not be touched in a child.
-                if self._connection is not None:
-                    self._inherited.append(self._connection)
-                self._connection, self._pid = None, os.getpid()
-            if self._connection is None or self._connection.closed:
-                self._connection = Connection(self.endpoint)
-            return self._connection
-
-    def close(self) -> None:
-        """Close this process's connection, if it has one."""
-        if self._pid == os.getpid() and self._connection is not None:
-            self._connection.close()
-            self._connection = None
-
-    def abandon(self) -> None:
-        """Let go of this process's connection without waiting; of one from before a fork it touches nothing."""
-        if self._pid == os.getpid() and self._connection is not None:
-            self._connection.abandon()

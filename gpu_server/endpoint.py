@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import socket
 import stat
 import tempfile
 from pathlib import Path
@@ -14,6 +15,7 @@ from gpu_server.errors import EndpointError, EndpointForbidden, Unavailable
 SOCKET_NAME = "gpu-server.sock"
 SYSTEM_SOCKET = Path("/run/gpu-server") / SOCKET_NAME
 MAX_IPC_PATH_BYTES = 107
+PROBE_S = 0.02
 START_HINT = "start it with: gpu-server start"
 
 
@@ -53,6 +55,15 @@ def check(endpoint: str) -> None:
         )
 
 
+def is_local(endpoint: str) -> bool:
+    """Whether only this machine can reach it: ipc, and tcp on loopback."""
+    host = urlsplit(endpoint).hostname or ""
+    try:
+        return ipc_path(endpoint) is not None or host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
 def check_reachable(endpoint: str) -> None:
     """Say at once what a connect could only time out on, or should not trust: raises Unavailable or EndpointForbidden."""
     path = ipc_path(endpoint)
@@ -72,6 +83,23 @@ def check_reachable(endpoint: str) -> None:
     raise EndpointForbidden(
         f"no permission for the socket {endpoint}; run as its owner or join its group", {"endpoint": endpoint}
     )
+
+
+def listens(endpoint: str) -> bool:
+    """Whether somebody takes connections there; also where as many as may wait to be taken do so already."""
+    path, parts = ipc_path(endpoint), urlsplit(endpoint)
+    try:
+        if path is None:
+            socket.create_connection((parts.hostname or "", parts.port or 0), PROBE_S).close()
+        else:
+            with socket.socket(socket.AF_UNIX) as probe:
+                probe.settimeout(PROBE_S)
+                probe.connect(str(path))
+    except (BlockingIOError, TimeoutError):
+        return True
+    except OSError:
+        return False
+    return True
 
 
 def _check_owner(folder: Path) -> None:
@@ -106,11 +134,3 @@ def _check_tcp(endpoint: str) -> None:
         host, port = "", None
     if not host or not port:
         raise EndpointError(f"endpoint {endpoint!r} must be tcp://host:port")
-    try:
-        loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        loopback = False
-    if not loopback:
-        raise EndpointError(
-            f"endpoint {endpoint!r} is not on this machine; the socket is not encrypted, so tcp is loopback only"
-        )

@@ -19,7 +19,7 @@ GPUServerError
    ├─ ModelFailed 500             InternalError 500
    ├─ ModelLoading 503            ShuttingDown 503          EngineCrashed 503
    ├─ OutOfMemory 503             Unavailable 503 (made by the client)
-   │                              └─ EndpointForbidden (no permission for the socket, exit 77)
+   │                              └─ EndpointForbidden (no permission, or not the keys, exit 77)
    └─ DeadlineExceeded 504
 """
 
@@ -231,7 +231,7 @@ class Unavailable(RemoteError):
 
 
 class EndpointForbidden(Unavailable):
-    """The socket exists but this user may not open it."""
+    """The socket exists but this user may not open it, or the daemon wants other keys than this client has."""
 
     exit_code = 77
 

@@ -64,14 +64,23 @@ class RunningDaemon:
     """`gpu-server start ARGUMENTS`, its client and its log. `folder` is searched for model modules.
 
     installed: by the installed command and without PYTHONPATH, as users start it; else from this checkout.
+    descriptors: how many it may open, if not as many as the tests.
     """
 
     def __init__(
-        self, endpoint: str, *arguments: str, folder: Path = MODELS, installed: bool = False, **env: str
+        self,
+        endpoint: str,
+        *arguments: str,
+        folder: Path = MODELS,
+        installed: bool = False,
+        descriptors: int = 0,
+        **env: str,
     ) -> None:
         self.endpoint = endpoint
         self._log = tempfile.NamedTemporaryFile("w+", prefix="gs-log-")  # noqa: SIM115 - lives as long as the daemon
         command = [str(COMMAND)] if installed else [PYTHON, "-m", "gpu_server"]
+        if descriptors:
+            command = ["sh", "-c", f'ulimit -n {descriptors} && exec "$@"', "sh", *command]
         path = {"PYTHONPATH": ""} if installed else {}
         self.process = subprocess.Popen(
             [*command, "start", *arguments],

@@ -7,12 +7,13 @@ import pwd
 import stat
 from pathlib import Path
 
+from gpu_server import config, curve
 from gpu_server import endpoint as endpoints
 from gpu_server._version import __version__
 from gpu_server.checks.finding import Finding, fine
 from gpu_server.client import Client
 from gpu_server.daemon.instance import holder_pid
-from gpu_server.errors import EndpointError, EndpointForbidden, RemoteError, Unavailable
+from gpu_server.errors import ConfigError, EndpointError, EndpointForbidden, RemoteError, Unavailable
 from gpu_server.wire import VERSION
 from gpu_server.wire.documents import Hello, Status
 
@@ -23,7 +24,7 @@ def socket(url: str) -> Finding:
     """Whether the socket is there, whose it is, and whether this user may use it."""
     path = endpoints.ipc_path(url)
     try:
-        endpoints.check(url)
+        curve.for_client(config.client(), url)
         endpoints.check_reachable(url)
     except EndpointForbidden as error:
         return Finding("socket", "error", error.message, _join(path))
@@ -32,6 +33,8 @@ def socket(url: str) -> Finding:
         return Finding("socket", "warning", error.message.partition(";")[0], fix)
     except EndpointError as error:
         return Finding("socket", "error", str(error), "set GPU_SERVER_ENDPOINT to a socket that can be")
+    except ConfigError as error:
+        return Finding("keys", "error", str(error), "make keys with gpu-server keys")
     if path is None:
         return fine("socket", url)
     info = path.stat()
@@ -62,6 +65,8 @@ def serving(client: Client) -> list[Finding]:
     try:
         hello = client.hello(timeout_s=TIMEOUT_S)
         status = client.status(timeout_s=TIMEOUT_S)
+    except EndpointForbidden as error:
+        return [Finding("keys", "error", error.message, "docs/deploy.md says who needs which key")]
     except RemoteError as error:
         return [
             Finding("daemon", "error", error.message, f"{endpoints.START_HINT}; its log says why it ended")

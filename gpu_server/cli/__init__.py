@@ -17,6 +17,7 @@ VERBS = (
     "config",
     "drain",
     "embed",
+    "keys",
     "load",
     "models",
     "reload",

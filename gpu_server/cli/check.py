@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import click
@@ -13,16 +15,17 @@ from gpu_server import config, source
 from gpu_server import endpoint as endpoints
 from gpu_server.checks import daemon, device, models, probe, web
 from gpu_server.checks.finding import Finding
-from gpu_server.cli import options
+from gpu_server.cli import bar, options
 from gpu_server.client import Client
 
 TORCH_TIMEOUT_S = 120.0
 LOAD_TIMEOUT_S = 900.0
+POLL_S = 0.1
 MARKS = {"ok": "ok     ", "info": "info   ", "warning": "WARNING", "error": "ERROR  "}
 
 
 @click.command("check")
-@click.argument("sources", nargs=-1, metavar="[MODEL]...")
+@click.argument("sources", nargs=-1, metavar="[[NAME=]MODEL]...")
 @click.option("--config", "path", type=click.Path(path_type=Path), help="The daemon's TOML file.")
 @options.endpoint
 @click.option(
@@ -51,15 +54,40 @@ def command(
     """
     settings = config.load(path, None, sources)
     url = endpoint or settings.server.endpoint or endpoints.client_default()
-    source.search_current_folder()
-    found = [*machine(), *the_daemon(url)]
-    serving = any(finding.check == "daemon" and finding.severity == "ok" for finding in found)
-    found += the_models(settings, not serving if load is None else load)
     tier = web.Gunicorn.running(gunicorn_pid) if gunicorn_pid else web.Gunicorn.given(gunicorn)
-    found += web.look(tier)
-    click.echo(msgspec.json.encode(found).decode() if as_json else show(found))
+    source.search_current_folder()
+    found: list[Finding] = []
+
+    def models() -> Sequence[Finding]:
+        serving = any(finding.check == "daemon" and finding.severity == "ok" for finding in found)
+        return the_models(settings, not serving if load is None else load)
+
+    steps: Sequence[tuple[str, Callable[[], Sequence[Finding]]]] = (
+        ("driver and torch", machine),
+        ("daemon", lambda: the_daemon(url)),
+        ("models", models),
+        ("web tier", lambda: web.look(tier)),
+    )
+    for number, (what, look) in enumerate(steps):
+        seen = watched(what, number / len(steps), look)
+        found += seen
+        if seen and not as_json:
+            click.echo(show(seen))
+    if as_json:
+        click.echo(msgspec.json.encode(found).decode())
     if any(finding.severity == "error" for finding in found):
         raise click.exceptions.Exit(1)
+
+
+def watched(what: str, done: float, look: Callable[[], Sequence[Finding]]) -> Sequence[Finding]:
+    """What a step finds; a bar says meanwhile which step it is and for how long it has taken."""
+    started = time.monotonic()
+    with ThreadPoolExecutor(1) as pool:
+        looking = pool.submit(look)
+        while wait([looking], POLL_S).not_done:
+            bar.show(f"looking at: {what}, {time.monotonic() - started:.0f} s", done)
+    bar.show("", done)
+    return looking.result()
 
 
 def machine() -> list[Finding]:

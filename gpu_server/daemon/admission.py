@@ -18,6 +18,7 @@ from gpu_server.errors import (
 from gpu_server.wire import RequestHeader, Tensor, Tensors
 from gpu_server.wire.documents import PAIR_KINDS, InputInfo, ModelInfo, answers_to
 
+TEXTS = frozenset({"text", "text_pair"})
 TEXT_PARAMS = frozenset({"truncate", "truncation_direction", "prompt_name"})
 
 
@@ -27,7 +28,7 @@ def find_model(name: str, models: Mapping[str, ModelInfo], phase: str) -> ModelI
     Raises ModelLoading before any is loaded, ModelNotFound after.
     """
     if not models:
-        raise ModelLoading(f"the models are still loading ({phase})", {"phase": phase})
+        raise loading(phase)
     info = models.get(name) if name else next(iter(models.values()))
     if info is None:
         info = next((known for known in models.values() if answers_to(known, name)), None)
@@ -38,9 +39,14 @@ def find_model(name: str, models: Mapping[str, ModelInfo], phase: str) -> ModelI
     return info
 
 
+def loading(phase: str) -> ModelLoading:
+    """The refusal of a request that no model is there for yet."""
+    return ModelLoading(f"the models are still loading ({phase})", {"phase": phase})
+
+
 def takes_text(info: ModelInfo, inputs: Tensors) -> bool:
     """Whether these inputs are text to be tokenised here. Raises UnsupportedOperation if the model takes none."""
-    if set(inputs) not in ({"text"}, {"text", "text_pair"}) or any(i.name == "text" for i in info.inputs):
+    if "text" not in inputs or not inputs.keys() <= TEXTS or any(i.name == "text" for i in info.inputs):
         return False
     if info.text is None:
         if not info.inputs:

@@ -21,7 +21,9 @@ def from_config(models: tuple[ModelConfig, ...]) -> Models:
     names = [spec.name for spec in specs]
     for name in names:
         if names.count(name) > 1:
-            raise ConfigError(f"two models are named {name!r}; give one of them another name")
+            raise ConfigError(
+                f"two models are named {name!r}; give one another name: NAME=MODEL, or name in [[models]]"
+            )
     return specs
 
 

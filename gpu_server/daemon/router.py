@@ -4,25 +4,34 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 
 import zmq
 
 from gpu_server import multipart
+from gpu_server.curve import FRAME_OVERHEAD
+from gpu_server.daemon import zap
+from gpu_server.daemon.descriptors import Gate
 from gpu_server.daemon.metrics import Metrics
 from gpu_server.daemon.peers import Peers
 from gpu_server.errors import EndpointError
-from gpu_server.wire import MAX_REQUEST_HEADER_BYTES, Buffer, Limits
+from gpu_server.wire import FAREWELL_ANSWER, MAX_REQUEST_HEADER_BYTES, Buffer, Limits
 
 log = logging.getLogger(__name__)
 
 Handle = Callable[[bytes, Sequence[bytes], bool], None]
 
 DRAIN_CAP = 256
+BURST = 16
+"""Replies that leave together: libzmq's thread wakes up once for them, and sends several with one system call."""
 MAX_FRAMES = 40
 """Identity, delimiter, header and two frames for each of 16 tensors, and some to say that there are too many."""
 RETRY_S = 0.005
+QUIET_MS = 20
+HAND_OVER_TURNS = 10
+FAREWELL_S = 0.5
 SEND_HWM = 256
 _UMASK_GROUP_ONLY = 0o117
 
@@ -31,7 +40,8 @@ class Router:
     """Bound socket plus what is queued for slow readers.
 
     on_gone: called with a peer whose connection is known to be lost or has been given up. listener_fd: a socket that
-    listens at `endpoint` already, closed with this one.
+    listens at `endpoint` already, closed with this one. secret_key: takes CURVE connections and no others; an
+    `Authenticator` of the same context says whose.
     """
 
     def __init__(
@@ -44,14 +54,18 @@ class Router:
         max_peer_bytes: int,
         on_gone: Callable[[bytes], None],
         listener_fd: int | None = None,
+        secret_key: bytes | None = None,
     ) -> None:
         self.socket = context.socket(zmq.ROUTER)
         self._metrics = metrics
         self._max_peer_bytes = max_peer_bytes
         self._on_gone = on_gone
         self._max_bytes = limits.max_request_bytes + MAX_REQUEST_HEADER_BYTES
+        self._ready: list[tuple[bytes, list[Buffer]]] = []
         self._unsent: dict[bytes, tuple[deque[list[Buffer]], int]] = {}
         self._configure(limits)
+        if secret_key is not None:
+            self._encrypt(secret_key, limits)
         if listener_fd is not None:
             self.socket.setsockopt(zmq.USE_FD, listener_fd)
         previous = os.umask(_UMASK_GROUP_ONLY)
@@ -62,7 +76,8 @@ class Router:
             raise EndpointError(f"cannot bind {endpoint}: {zmq.strerror(error.errno or 0)}") from None
         finally:
             os.umask(previous)
-        self.peers = Peers(self.socket, self._disconnected)
+        gate = Gate(self.socket.get_string(zmq.LAST_ENDPOINT), self._refused)
+        self.peers = Peers(self.socket, self._disconnected, gate.accepted)
 
     def receive(self, handle: Handle) -> int:
         """Read up to `DRAIN_CAP` messages; returns how many there were, so that a full turn can be followed by another.
@@ -81,19 +96,14 @@ class Router:
         return DRAIN_CAP
 
     def send(self, peer: bytes, frames: list[Buffer]) -> None:
-        """Send a reply now, or keep it while the peer's pipe is full, up to `max_peer_bytes`."""
-        if peer in self._unsent:
-            self._keep(peer, frames)
-            return
-        try:
-            multipart.send(self.socket, [peer, *frames])
-        except zmq.Again:
-            self._keep(peer, frames)
-        except zmq.ZMQError as error:
-            self._lost(peer, error)
+        """Send a reply with the next `flush`, or before it as soon as there are `BURST`."""
+        self._ready.append((peer, frames))
+        if len(self._ready) >= BURST:
+            self._send_ready()
 
     def flush(self) -> None:
-        """Try again to send what slow readers left."""
+        """Send what is ready, and try again to send what slow readers left."""
+        self._send_ready()
         for peer in list(self._unsent):
             waiting, size = self._unsent[peer]
             try:
@@ -107,13 +117,36 @@ class Router:
                 self._lost(peer, error)
 
     def has_unsent(self) -> bool:
-        """Whether `flush` has work; it should be called every `RETRY_S` then."""
+        """Whether slow readers have left something; `flush` should be called every `RETRY_S` then."""
         return bool(self._unsent)
+
+    def hand_over(self, handle: Handle, farewell: list[Buffer]) -> None:
+        """Take in what still comes, then say farewell and wait for the answers; `close` must follow.
+
+        What a client has sent and got no reply to when the farewell arrives was never read, which it then knows. Its answer
+        says that it has read all replies: libzmq drops what a client has not read when the connection ends.
+        """
+        for _ in range(HAND_OVER_TURNS):
+            if not self.socket.poll(QUIET_MS):
+                break
+            self.receive(handle)
+        for peer in list(self.peers):
+            self.send(peer, farewell)
+        self.flush()
+        silent, give_up = set(self.peers), time.monotonic() + FAREWELL_S
+        while silent and time.monotonic() < give_up:
+            self.flush()
+            self.peers.poll()
+            silent &= set(self.peers)
+            if self.socket.poll(QUIET_MS):
+                frames, _, _ = multipart.receive_with_last(self.socket, MAX_FRAMES, self._max_bytes)
+                if tuple(frames[1:]) == FAREWELL_ANSWER:
+                    silent.discard(frames[0])
 
     def close(self, linger_ms: int) -> None:
         """Close the socket, giving sent replies `linger_ms` to leave."""
-        self.peers.close()
         self.socket.close(linger=linger_ms)
+        self.peers.close()
 
     def _configure(self, limits: Limits) -> None:
         socket = self.socket
@@ -126,7 +159,26 @@ class Router:
         socket.sndhwm = SEND_HWM
         socket.rcvhwm = 1000
 
+    def _encrypt(self, secret_key: bytes, limits: Limits) -> None:
+        self.socket.curve_server, self.socket.curve_secretkey = 1, secret_key
+        self.socket.zap_domain = zap.DOMAIN
+        self.socket.setsockopt(zmq.MAXMSGSIZE, limits.max_frame_bytes + FRAME_OVERHEAD)
+
+    def _send_ready(self) -> None:
+        ready, self._ready = self._ready, []
+        for peer, frames in ready:
+            if peer in self._unsent:
+                self._keep(peer, frames)
+                continue
+            try:
+                multipart.send(self.socket, [peer, *frames])
+            except zmq.Again:
+                self._keep(peer, frames)
+            except zmq.ZMQError as error:
+                self._lost(peer, error)
+
     def _keep(self, peer: bytes, frames: list[Buffer]) -> None:
+        """Keep a reply while the peer's pipe is full, up to `max_peer_bytes`."""
         waiting, size = self._unsent.setdefault(peer, (deque(), 0))
         size += _size(frames)
         if size > self._max_peer_bytes:
@@ -144,6 +196,9 @@ class Router:
         self._metrics.dropped["peer_gone"] += 1
         self.peers.forget(peer)
         self._disconnected(peer)
+
+    def _refused(self) -> None:
+        self._metrics.dropped["peer_refused"] += 1
 
     def _disconnected(self, peer: bytes) -> None:
         waiting, _ = self._unsent.pop(peer, (deque(), 0))

@@ -15,8 +15,8 @@ from types import FrameType
 
 import zmq
 
+from gpu_server import curve, source
 from gpu_server import endpoint as endpoints
-from gpu_server import source
 from gpu_server._version import __version__
 from gpu_server.config import Config
 from gpu_server.daemon import descriptors, model_set
@@ -35,6 +35,7 @@ from gpu_server.daemon.supervisor import Supervisor
 from gpu_server.daemon.systemd import Listener, Notifier
 from gpu_server.daemon.text import TextPool
 from gpu_server.daemon.view import View
+from gpu_server.daemon.zap import Authenticator
 from gpu_server.errors import ConfigError, EngineStartFailed, ShuttingDown
 from gpu_server.wire import Limits, document
 from gpu_server.wire.documents import Status, to_json
@@ -81,6 +82,7 @@ class Daemon:
         self._listener = listener
         self._heartbeat = Heartbeat(notifier or Notifier(), self._clock, config.server.drain_timeout_s)
         self.endpoint = _endpoint(config.server.endpoint, listener)
+        self._keys = curve.for_server(config.server, self.endpoint)
 
     def run(self) -> int:
         """Serve until stopped."""
@@ -124,16 +126,7 @@ class Daemon:
             max_items=self._config.limits.max_queue_items,
             max_bytes=self._config.limits.max_queue_bytes,
         )
-        self._router = Router(
-            self._context,
-            self.endpoint,
-            self._limits,
-            self._metrics,
-            max_peer_bytes=self._config.limits.max_peer_bytes,
-            on_gone=lambda peer: self._view.peer_gone(peer),
-            listener_fd=self._listener.fd if self._listener is not None else None,
-        )
-        self._instance.secure_socket()
+        self._open_router()
         self._service = Service(
             self._scheduler,
             self._metrics,
@@ -144,7 +137,24 @@ class Daemon:
             self._text,
             default_deadline_s=self._config.limits.default_deadline_ms / 1e3,
             batches_in_flight=self._config.engine.batches_in_flight,
+            max_early_bytes=self._config.limits.max_queue_bytes if self._waits_for_load() else 0,
         )
+
+    def _open_router(self) -> None:
+        """The socket, and before it who decides on its connections."""
+        keys = self._keys
+        self._authenticator = Authenticator(self._context, keys.clients, self._metrics) if keys else None
+        self._router = Router(
+            self._context,
+            self.endpoint,
+            self._limits,
+            self._metrics,
+            max_peer_bytes=self._config.limits.max_peer_bytes,
+            on_gone=lambda peer: self._view.peer_gone(peer),
+            listener_fd=self._listener.fd if self._listener is not None else None,
+            secret_key=keys.secret if keys else None,
+        )
+        self._instance.secure_socket()
 
     def _open_supervision(self) -> None:
         """The engines' keeper, and who may look at it and tell it what to do."""
@@ -188,6 +198,8 @@ class Daemon:
         self._poller.register(self._wake_read, zmq.POLLIN)
         self._poller.register(self._router.peers.monitor, zmq.POLLIN)
         self._poller.register(self._control.socket, zmq.POLLIN)
+        if self._authenticator is not None:
+            self._poller.register(self._authenticator.socket, zmq.POLLIN)
         self._links: tuple[EngineLink, ...] = ()
         self._watched: list[int] = []
         self._watched_sockets: list[zmq.Socket[bytes]] = []
@@ -206,6 +218,8 @@ class Daemon:
             events = dict(self._poller.poll(self._timeout_ms()))
             if router.socket in events:
                 router.receive(service.handle)
+            if self._authenticator is not None and self._authenticator.socket in events:
+                self._authenticator.receive()
             if self._router.peers.monitor in events:
                 self._router.peers.poll()
             if self._wake_read.fileno() in events:
@@ -254,12 +268,16 @@ class Daemon:
         signal.set_wakeup_fd(-1)
         self._service.fail_all(ShuttingDown("the server stopped before this request was answered"))
         self._router.flush()
+        if self._signals < 2:
+            self._router.hand_over(self._service.handle, self._service.farewell())
+        if self._authenticator is not None:
+            self._authenticator.close()
+        self._router.close(STOP_LINGER_MS)
         if self._scrape is not None:
             self._scrape.close()
         self._control.close(STOP_LINGER_MS)
         self._supervisor.stop()
         self._text.close()
-        self._router.close(STOP_LINGER_MS)
         self._context.term()
         self._wake_read.close()
         self._wake_write.close()
@@ -271,7 +289,7 @@ class Daemon:
             if not self._signals:
                 return False
             self._drain_until = self._clock() + self._config.server.drain_timeout_s
-            self._service.draining = True
+            self._service.stop(successor=self._listener is not None)
             self._control.stop()
             log.info("draining", extra={"open_requests": self._service.open_requests})
             self._beat()
@@ -292,7 +310,7 @@ class Daemon:
             timers.append(now + RETRY_S)
         return max(0, math.ceil((min(t for t in timers if t is not None) - now) * 1000))
 
-    def _spawn_engine(self, number: int, models: Models, device: str) -> EngineLink:
+    def _spawn_engine(self, number: int, models: Models, device: str, gentle: bool) -> EngineLink:
         engine = self._config.engine
         spec = EngineSpec(
             endpoint=self._instance.engine_endpoint(number),
@@ -309,6 +327,7 @@ class Daemon:
             log_level=self._config.server.log_level,
             log_format=self._config.server.log_format,
             models=models,
+            gentle=gentle,
         )
         return EngineLink(self._context, spec)
 
@@ -347,6 +366,10 @@ class Daemon:
             if self._on_status is not None:
                 self._on_status(self._view.status())
             self._beat()
+
+    def _waits_for_load(self) -> bool:
+        asked = self._config.server.while_loading
+        return asked == "wait" or (asked == "auto" and self._listener is not None)
 
     def _beat(self) -> None:
         if math.isfinite(self._heartbeat.due):

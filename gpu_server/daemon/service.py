@@ -11,20 +11,23 @@ import msgspec
 from gpu_server.daemon import admission
 from gpu_server.daemon.answers import Answers, Send
 from gpu_server.daemon.engine_link import EngineLink
+from gpu_server.daemon.filling import Policy
 from gpu_server.daemon.handover import carry_over
 from gpu_server.daemon.ledger import Ledger
 from gpu_server.daemon.metrics import Metrics
 from gpu_server.daemon.quarantine import Quarantine
 from gpu_server.daemon.request import Batch, Request
-from gpu_server.daemon.scheduler import Policy, Scheduler
+from gpu_server.daemon.scheduler import Scheduler
 from gpu_server.daemon.text import TextPool
 from gpu_server.daemon.text_ledger import Key, TextLedger
+from gpu_server.daemon.waiting_room import Waiting, WaitingRoom
 from gpu_server.errors import (
     Cancelled,
     DeadlineExceeded,
     EngineCrashed,
     InternalError,
     InvalidRequest,
+    ModelLoading,
     ProtocolError,
     RemoteError,
     ShuttingDown,
@@ -45,6 +48,7 @@ from gpu_server.wire import (
     decode_request,
     document,
     encode_reply,
+    error_reply,
     refuse_cut,
 )
 from gpu_server.wire.documents import ModelInfo
@@ -60,6 +64,8 @@ class Service:
     """Accepted requests from message to reply, over an injected clock and a `send(peer, frames)`.
 
     documents: makes the outputs of operations that no model has a part in. phase: what `model_loading` errors say.
+    max_early_bytes: what requests that come before the first load is done may hold while they wait for it; 0 refuses them.
+    draining: refuse new requests; successor: and say that another daemon follows on this socket.
     """
 
     def __init__(
@@ -74,10 +80,12 @@ class Service:
         *,
         default_deadline_s: float,
         batches_in_flight: int,
+        max_early_bytes: int = 0,
     ) -> None:
         self.models: dict[str, ModelInfo] = {}
         self.phase = "starting"
         self.draining = False
+        self.successor = False
         self._tokenizers: dict[str, bytes] = {}
         self._link: EngineLink | None = None
         self._ledger = Ledger()
@@ -90,6 +98,8 @@ class Service:
         self._answers = Answers(
             scheduler, self._ledger, metrics, self._quarantine, clock, send, self._version_of
         )
+        self._max_early_bytes = max_early_bytes
+        self._early = WaitingRoom(max_early_bytes, self._answers.refuse)
         self._send = send
         self._documents = documents
         self._text = text
@@ -105,7 +115,7 @@ class Service:
     @property
     def open_requests(self) -> int:
         """Requests that still owe a reply."""
-        return len(self._ledger) + len(self._tokenizing)
+        return len(self._ledger) + len(self._tokenizing) + len(self._early)
 
     def handle(self, peer: bytes, frames: Sequence[Buffer], whole: bool = True) -> None:
         """One message from a client; whatever it holds, it ends in a reply or a counted drop.
@@ -119,11 +129,17 @@ class Service:
         except ProtocolError as error:
             self._refuse_malformed(peer, frames, error)
             return
+        self._operate(peer, header, inputs)
+
+    def _operate(self, peer: bytes, header: RequestHeader, inputs: Tensors) -> None:
         operation = self._operations.get(header.op)
         try:
             if operation is None:
                 raise UnsupportedOperation(f"operation {header.op!r} is not offered on this socket")
-            operation(peer, header, inputs)
+            try:
+                operation(peer, header, inputs)
+            except ModelLoading:
+                self._wait_for_models(peer, header, inputs)
         except RemoteError as error:
             self._answers.refuse(peer, header.id, error, self._model_of(header))
         except Exception:
@@ -146,6 +162,9 @@ class Service:
             self._metrics.model(info.name)
             if info.text is not None:
                 self._text.add(info.name, info.text, link.tokenizers[info.name])
+        for (peer, _), early in self._early.leave():
+            early.header.deadline_ms = max(1, int((early.deadline - self._clock()) * 1e3))
+            self._operate(peer, early.header, early.inputs)
 
     def engine_lost(self, link: EngineLink) -> None:
         """Put the batches of a lost engine back, once; requests that were lost before are answered."""
@@ -203,10 +222,13 @@ class Service:
             self._answers.fail(request, DeadlineExceeded(LATE))
         for key in self._tokenizing.expired(now):
             self._fail_tokenizing(key, DeadlineExceeded(LATE))
+        if self._early:
+            self._early.expire(now, admission.loading(self.phase))
 
     def next_deadline(self) -> float | None:
         """When `expire` may next have work, on the clock."""
-        due = self._tokenizing.next_deadline(), self._ledger.next_deadline()
+        keepers = self._tokenizing, self._ledger, self._early
+        due = [keeper.next_deadline() for keeper in keepers]
         return min([moment for moment in due if moment is not None], default=None)
 
     def peer_gone(self, peer: bytes) -> None:
@@ -215,6 +237,7 @@ class Service:
             self._answers.close(request)
         for key in self._tokenizing.of_peer(peer):
             self._tokenizing.stop(key)
+        self._early.drop(peer)
 
     def fail_all(self, error: RemoteError) -> None:
         """Answer every open request with an error."""
@@ -222,10 +245,32 @@ class Service:
             self._answers.fail(request, error)
         for key in self._tokenizing.all():
             self._fail_tokenizing(key, error)
+        self._early.fail_all(error)
+
+    def stop(self, successor: bool) -> None:
+        """Refuse new requests, and those that wait for the first load; what is in the queue will be answered."""
+        self.draining, self.successor = True, successor
+        self._early.fail_all(self._shutting_down())
+
+    def farewell(self) -> list[Buffer]:
+        """What tells a connection that its requests without a reply were never read, and where to send them again."""
+        error = self._shutting_down()
+        return error_reply(b"", error.code, error.message, error.retryable, error.details)
+
+    def _shutting_down(self) -> ShuttingDown:
+        details = {"successor": True} if self.successor else None
+        return ShuttingDown("the server takes no new requests: it drains or stops", details)
+
+    def _wait_for_models(self, peer: bytes, header: RequestHeader, inputs: Tensors) -> None:
+        """Keep a request that came before the models. Raises ModelLoading where none is kept."""
+        if not self._max_early_bytes or self.draining:
+            raise admission.loading(self.phase)
+        left_s = header.deadline_ms / 1e3 if header.deadline_ms else self._default_deadline_s
+        self._early.add((peer, header.id), Waiting(header, inputs, self._clock() + left_s))
 
     def _infer(self, peer: bytes, header: RequestHeader, inputs: Tensors) -> None:
         if self.draining:
-            raise ShuttingDown("the server takes no new requests: it drains or stops")
+            raise self._shutting_down()
         info = admission.find_model(header.model, self.models, self.phase)
         key = (peer, header.id)
         if key in self._ledger or key in self._tokenizing:
@@ -303,6 +348,7 @@ class Service:
             self._answers.fail(request, cancelled)
         else:
             self._fail_tokenizing((peer, header.target), cancelled)
+            self._early.fail((peer, header.target), cancelled)
         self._send(peer, encode_reply(ReplyHeader(v=VERSION, id=header.id)))
 
     def _tokenizer(self, peer: bytes, header: RequestHeader, inputs: Tensors) -> None:

@@ -9,6 +9,7 @@ import msgspec
 
 from gpu_server._version import __version__
 from gpu_server.config import Config
+from gpu_server.daemon.admission import find_model
 from gpu_server.daemon.history import EVERY_S, Moment, Recorder
 from gpu_server.daemon.memory import MemoryWatch, by_device
 from gpu_server.daemon.metrics import Metrics
@@ -109,10 +110,15 @@ class View:
         )
 
     def answer(self, peer: bytes, header: RequestHeader, inputs: Tensors) -> Tensors:
-        """The outputs of `hello`, `status`, `metrics`, `history` and `report`. Raises InvalidRequest."""
+        """The outputs of `hello`, `status`, `metrics`, `history` and `report`.
+
+        Raises InvalidRequest, and ModelLoading for a `hello` that is to wait for the models.
+        """
         if header.op == "status":
             return document("document", to_json(self.status()).decode())
         if header.op == "hello":
+            if header.params.get("wait") is True:
+                find_model("", self._service.models, self._service.phase)
             return document("document", to_json(self._hello()).decode())
         if header.op == "history":
             return document("document", monitoring_json(self._history(header)).decode())

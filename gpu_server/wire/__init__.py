@@ -16,6 +16,7 @@ from gpu_server.wire.limits import (
     Limits,
 )
 from gpu_server.wire.message import (
+    FAREWELL_ANSWER,
     Tensors,
     decode_reply,
     decode_request,
@@ -28,6 +29,7 @@ from gpu_server.wire.message import (
 from gpu_server.wire.tensor import Buffer, Tensor
 
 __all__ = [
+    "FAREWELL_ANSWER",
     "MAX_BATCH_HEADER_BYTES",
     "MAX_REPLY_HEADER_BYTES",
     "MAX_REQUEST_HEADER_BYTES",

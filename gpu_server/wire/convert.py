@@ -30,7 +30,7 @@ def as_tensor(values: Any, dtype: str | None = None, ragged: bool | None = None)
             raise TypeError(f"numbers cannot be sent as {dtype}")
     if ragged or (ragged is None and _is_jagged(values)):
         return _ragged(values, dtype)
-    array = np.asarray(values)
+    array = _array(values)
     _check_numbers(array)
     if wanted is None and not isinstance(values, np.ndarray) and array.dtype == np.float64:
         wanted = np.dtype("<f4")
@@ -47,7 +47,7 @@ def _strings(values: Sequence[Any], dtype: str | None) -> Tensor:
 
 
 def _ragged(values: Sequence[Any], dtype: str | None) -> Tensor:
-    rows = [np.asarray(v) for v in values]
+    rows = [_array(v) for v in values]
     filled = [r for r in rows if r.size]
     for row in filled:
         _check_numbers(row)
@@ -55,6 +55,13 @@ def _ragged(values: Sequence[Any], dtype: str | None) -> Tensor:
         kinds = {r.dtype.kind for r in filled}
         dtype = "f32" if "f" in kinds else "bool" if kinds == {"b"} else "i64"
     return Tensor.from_rows([_cast(r, NUMPY_DTYPE[dtype]) for r in rows], dtype)
+
+
+def _array(values: Any) -> np.ndarray[Any, Any]:
+    try:
+        return np.asarray(values)
+    except ValueError:
+        raise ValueError("lists of unequal length where one shape is expected") from None
 
 
 def _cast(array: np.ndarray[Any, Any], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:

@@ -32,7 +32,7 @@ class Event(msgspec.Struct, omit_defaults=True, kw_only=True):
 
 
 class EngineSpec(msgspec.Struct, kw_only=True):
-    """What the daemon tells a new engine: where to serve and what to load."""
+    """What the daemon tells a new engine: where to serve and what to load. gentle: another engine serves meanwhile."""
 
     endpoint: str
     device: str
@@ -48,6 +48,7 @@ class EngineSpec(msgspec.Struct, kw_only=True):
     log_level: str
     log_format: str
     models: tuple[ModelSpec, ...]
+    gentle: bool = False
 
 
 class ModelSpec(msgspec.Struct, kw_only=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
@@ -95,26 +96,15 @@ class _Peek(msgspec.Struct):
     id: Any = b""
 
 
-_encode = msgspec.msgpack.Encoder().encode
-_decode_request = msgspec.msgpack.Decoder(RequestHeader).decode
-_decode_reply = msgspec.msgpack.Decoder(ReplyHeader).decode
-_decode_peek = msgspec.msgpack.Decoder(_Peek).decode
 DECODE_ERRORS = (msgspec.DecodeError, RecursionError, UnicodeDecodeError)
 
-
-def pack(header: RequestHeader | ReplyHeader) -> bytes:
-    """Encode a header as one MessagePack map."""
-    return _encode(header)
-
-
-def unpack_request(data: bytes) -> RequestHeader:
-    """Decode a request header strictly; raises one of `DECODE_ERRORS`."""
-    return _decode_request(data)
-
-
-def unpack_reply(data: bytes) -> ReplyHeader:
-    """Decode a reply header strictly; raises one of `DECODE_ERRORS`."""
-    return _decode_reply(data)
+pack: Callable[[RequestHeader | ReplyHeader], bytes] = msgspec.msgpack.Encoder().encode
+"""Encode a header as one MessagePack map."""
+unpack_request: Callable[[bytes], RequestHeader] = msgspec.msgpack.Decoder(RequestHeader).decode
+"""Decode a request header strictly; raises one of `DECODE_ERRORS`."""
+unpack_reply: Callable[[bytes], ReplyHeader] = msgspec.msgpack.Decoder(ReplyHeader).decode
+"""Decode a reply header strictly; raises one of `DECODE_ERRORS`."""
+_decode_peek = msgspec.msgpack.Decoder(_Peek).decode
 
 
 def peek(data: bytes) -> tuple[object, bytes]:

@@ -18,6 +18,7 @@ from gpu_server.wire.header import (
     ItemError,
     ReplyHeader,
     RequestHeader,
+    Timing,
     pack,
     peek,
     unpack_reply,
@@ -30,6 +31,9 @@ if sys.byteorder != "little":  # pragma: no cover
     raise ImportError("gpu_server.wire reads frames in place and needs a little-endian machine")
 
 Tensors = dict[str, Tensor]
+
+FAREWELL_ANSWER = (b"", b"")
+"""The frames of a client's answer to the farewell (PROTOCOL 4.6): the delimiter, and a header that says nothing."""
 
 
 def encode_request(
@@ -73,10 +77,11 @@ def error_reply(
     message: str,
     retryable: bool = False,
     details: dict[str, object] | None = None,
+    timing: Timing | msgspec.UnsetType = msgspec.UNSET,
 ) -> list[Buffer]:
     """Frames of an error reply; `details` may hold scalars and lists of strings."""
     body = ErrorBody(code, message, retryable, details or {})  # type: ignore[arg-type]
-    return encode_reply(ReplyHeader(v=VERSION, id=request_id, error=body))
+    return encode_reply(ReplyHeader(v=VERSION, id=request_id, error=body, timing=timing))
 
 
 def decode_request(

@@ -1,15 +1,16 @@
 """Workers on a ramp of load: every fixed number of them at the peak, then the autoscaler up the ramp and down again.
 
-    .venv/bin/python scripts/bench/autoscale.py [--most 2] [--cpu-ms 10] [--step-s 12] [--json FILE]
+    .venv/bin/python scripts/bench/autoscale.py [--most 2] [--fixed 1,2] [--cpu-ms 10] [--step-s 12] [--json FILE]
 
 Starts a daemon with a model that costs nothing, and Gunicorn with an app that burns CPU for every request. The load comes
-from the modules of `gpu-server bench http`: an open loop at shares of what one worker does, and closed loops at the peak.
+from the modules of `gpu-server bench http`: an open loop at shares of what --most workers do, a closed one at the peak.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 import re
 import subprocess
@@ -31,11 +32,12 @@ from gpu_server.bench.run import bench
 from gpu_server.errors import RemoteError
 
 HERE = Path(__file__).parent
-CONNECTIONS = 16
+CONNECTIONS_A_WORKER = 8
 WAIT_S = 60.0
-REMOVE_AFTER_S = 12.0
-SHARES = (0.2, 0.6, 1.2, 0.0, 0.6, 0.1, 0.1)
-"""Of one worker's rate, one step each; 0 is a closed loop, which is the peak."""
+SETTLE_S = 5.0
+"""How long a peak is held before it is measured, for each doubling of the workers that it takes."""
+SHARES = (0.05, 0.15, 0.3, 0.0, 0.15, 0.025, 0.025)
+"""Of the rate of the most workers, one step each; 0 is a closed loop, which is the peak."""
 
 
 class Site:
@@ -51,14 +53,18 @@ class Site:
             "GPU_SERVER_ENDPOINT": f"ipc://{folder}/s",
             "GPU_SERVER_THREADS": "1",
             "BENCH_CPU_MS": str(cpu_ms),
-            "PYTHONPATH": os.pathsep.join([str(HERE.parents[1]), str(HERE)]),
+            "PYTHONPATH": os.pathsep.join(
+                [str(HERE.parents[1]), str(HERE), os.environ.get("PYTHONPATH", "")]
+            ),
         }
 
     @contextmanager
-    def running(self, *command: str) -> Iterator[subprocess.Popen[bytes]]:
+    def running(self, *command: str, folder: Path = HERE) -> Iterator[subprocess.Popen[bytes]]:
         """A process, its output in the log."""
         with self.log.open("ab") as log:
-            process = subprocess.Popen([sys.executable, "-m", *command], cwd=HERE, env=self._env, stderr=log)
+            process = subprocess.Popen(
+                [sys.executable, "-m", *command], cwd=folder, env=self._env, stderr=log
+            )
         try:
             yield process
         finally:
@@ -76,12 +82,14 @@ class Site:
             yield
 
     @contextmanager
-    def gunicorn(self, workers: int) -> Iterator[tuple[str, Master]]:
-        """Gunicorn with that many workers: its URL and its master."""
+    def gunicorn(
+        self, workers: int, app: str = "autoscale_app:app", folder: Path = HERE
+    ) -> Iterator[tuple[str, Master]]:
+        """Gunicorn with that many workers of an app in a folder: its URL and its master."""
         port = self.folder / "port"
         options = ("-k", "gthread", "--threads", "16", "-b", "127.0.0.1:0", "-w", str(workers))
         seen = self.log.stat().st_size
-        with self.running("gunicorn", *options, "autoscale_app:app") as process:
+        with self.running("gunicorn", *options, app, folder=folder) as process:
             give_up = time.monotonic() + WAIT_S
             while not (found := re.findall(rb"Listening at: (http://[\d.:]+)", self.log.read_bytes()[seen:])):
                 assert time.monotonic() < give_up, f"Gunicorn did not start: {self.log.read_text()}"
@@ -90,9 +98,9 @@ class Site:
             yield found[0].decode() + "/", Master(process.pid)
 
     @contextmanager
-    def autoscaler(self, master: Master) -> Iterator[None]:
+    def autoscaler(self, master: Master, remove_after_s: float) -> Iterator[None]:
         """The autoscaler on a master, as one starts it by hand."""
-        bounds = ("--min", "1", "--max", str(self._most), "--remove-after-s", str(REMOVE_AFTER_S))
+        bounds = ("--min", "1", "--max", str(self._most), "--remove-after-s", str(remove_after_s))
         with self.running("gpu_server", "autoscale", "--pid", str(master.pid), *bounds):
             yield
 
@@ -100,7 +108,7 @@ class Site:
         """One step of load."""
         return Plan(
             url=url,
-            connections=CONNECTIONS,
+            connections=CONNECTIONS_A_WORKER * self._most,
             rate=rate,
             duration_s=seconds,
             warm_up_s=1.0,
@@ -144,10 +152,10 @@ def row(at: float, made: Report, workers: list[int], offered: float) -> dict[str
     }
 
 
-def fixed(site: Site, most: int, seconds: float) -> dict[int, float]:
+def fixed(site: Site, numbers: list[int], seconds: float) -> dict[int, float]:
     """Requests a second at the peak, for each number of workers."""
     rates = {}
-    for workers in range(1, most + 1):
+    for workers in numbers:
         with site.gunicorn(workers) as (url, master):
             made, _ = asyncio.run(step(site.plan(url, 0.0, seconds), master))
         rates[workers] = made.requests_per_s
@@ -157,17 +165,18 @@ def fixed(site: Site, most: int, seconds: float) -> dict[int, float]:
     return rates
 
 
-def ramp(site: Site, one: float, seconds: float) -> list[dict[str, Any]]:
-    """The steps under the autoscaler; the peak lasts two of them, of which the second is measured."""
+def ramp(site: Site, peak: float, seconds: float, settle_s: float) -> list[dict[str, Any]]:
+    """The steps under the autoscaler; the peak is held for `settle_s` before its step, which shows where it has come to."""
     rows = []
-    with site.gunicorn(1) as (url, master), site.autoscaler(master):
+    with site.gunicorn(1) as (url, master), site.autoscaler(master, seconds):
         begun = time.monotonic()
         for share in SHARES:
+            climb: list[int] = []
             if not share:
-                asyncio.run(step(site.plan(url, 0.0, seconds), master))
+                _, climb = asyncio.run(step(site.plan(url, 0.0, settle_s), master))
             at = time.monotonic() - begun
-            made, workers = asyncio.run(step(site.plan(url, one * share, seconds), master))
-            rows.append(row(at, made, workers, one * share))
+            made, workers = asyncio.run(step(site.plan(url, peak * share, seconds), master))
+            rows.append(row(at, made, [*climb, *workers], peak * share))
             click.echo(" ".join(f"{name}={value}" for name, value in rows[-1].items()))
     return rows
 
@@ -177,7 +186,7 @@ def plot(rows: list[dict[str, Any]], best: float) -> str:
     lines = [f"{'at':>5}  {'answered':<32}  {'p99':>7}  workers, each second"]
     for one in rows:
         bar = "█" * max(1, round(30 * one["answered"] / best))
-        digits = "".join(map(str, one["workers"]))
+        digits = ("" if max(one["workers"]) < 10 else " ").join(map(str, one["workers"]))
         lines.append(
             f"{one['at_s']:>4}s  {bar:<30} {one['answered']:>6.0f}  {one['p99_ms']:>5.0f} ms  {digits}"
         )
@@ -186,19 +195,22 @@ def plot(rows: list[dict[str, Any]], best: float) -> str:
 
 @click.command()
 @click.option("--most", default=len(os.sched_getaffinity(0)), show_default=True, help="Most workers.")
+@click.option("--fixed", "numbers", help="Fixed numbers of workers to compare with.  [default: 1 to --most]")
 @click.option("--cpu-ms", default=10.0, show_default=True, help="CPU time of one request in the frontend.")
 @click.option("--step-s", "seconds", default=12.0, show_default=True, help="Seconds of each step.")
 @click.option("--json", "path", type=click.Path(path_type=Path), help="Write the figures there.")
-def main(most: int, cpu_ms: float, seconds: float, path: Path | None) -> None:
-    """Compare the autoscaler with every fixed number of workers."""
+def main(most: int, numbers: str | None, cpu_ms: float, seconds: float, path: Path | None) -> None:
+    """Compare the autoscaler with fixed numbers of workers."""
+    compared = sorted({*map(int, numbers.split(",")), most}) if numbers else list(range(1, most + 1))
+    settle_s = max(seconds, SETTLE_S * math.log2(most))
     with tempfile.TemporaryDirectory(prefix="gs-scale-") as folder:
         site = Site(Path(folder), cpu_ms, most)
         site.log.touch()
         with site.daemon():
-            before = fixed(site, most, seconds)
-            rows = ramp(site, before[1], seconds)
+            before = fixed(site, compared, seconds)
+            rows = ramp(site, before[most], seconds, settle_s)
             # A busy machine's speed drifts, so the fixed numbers are measured on both sides of the ramp.
-            after = fixed(site, most, seconds)
+            after = fixed(site, compared, seconds)
         rates = {workers: (before[workers] + after[workers]) / 2 for workers in before}
         moves = [line for line in site.log.read_text().splitlines() if " autoscale " in line]
     best, peak = max(rates.values()), max(one["answered"] for one in rows if not one["offered"])

@@ -218,22 +218,18 @@ def test_a_reload_that_fails_says_so_and_the_old_model_serves_on(
     assert ask(client, 5) == [11]
 
 
-def test_with_the_socket_unit_a_restart_refuses_no_connection(
-    manager: ServiceManager, client: Client
-) -> None:
+def test_with_the_socket_unit_a_restart_refuses_nobody(manager: ServiceManager, client: Client) -> None:
     manager.systemctl("start", "gpu-server@main.socket")
     path = manager.run / "gpu-server/main/gpu-server.sock"
     before = path.stat()
     assert (oct(before.st_mode & 0o777), manager.show(UNIT, "ActiveState")) == ("0o660", "inactive")
-    with pytest.raises(RemoteError):
-        ask(client, 1)
+    assert ask(client, 1) == [3], "the first request starts the daemon and waits for its load"
     until(lambda: manager.show(UNIT, "ActiveState") == "active", "the start on first use", 20)
-    assert ask(client, 1) == [3]
-    first = manager.show(UNIT, "MainPID")
     with Callers(client) as callers:
-        manager.systemctl("restart", UNIT)
-        callers.more()
-    assert manager.show(UNIT, "MainPID") != first
+        for _ in range(3):
+            first = manager.show(UNIT, "MainPID")
+            manager.systemctl("restart", UNIT)
+            assert manager.show(UNIT, "MainPID") != first
+            callers.more()
     assert path.stat().st_ino == before.st_ino
-    assert callers.wrong == []
-    assert not [error for error in callers.errors if "no gpu-server daemon at" in str(error)]
+    assert (callers.wrong, callers.errors) == ([], [])

@@ -61,6 +61,15 @@ def test_models_are_tables_or_arguments(tmp_path: Path) -> None:
     assert [m.source for m in load(toml, tmp_path, sources=("x:Y", "z")).models] == ["x:Y", "z"]
 
 
+def test_a_model_argument_may_have_a_name(tmp_path: Path) -> None:
+    folder = tmp_path / "a=b"
+    folder.mkdir()
+    given = load(sources=("first=x:Y", "z", str(folder), f"c={folder}")).models
+    assert [(m.name, m.source) for m in given] == [
+        ("first", "x:Y"), ("", "z"), ("", str(folder)), ("c", str(folder)),
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("sources", "message"),
     [
@@ -119,7 +128,7 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
 
 
 def test_every_default_is_a_value_that_would_be_accepted() -> None:
-    for kind in (*config.SECTIONS.values(), config.ModelConfig):
+    for kind in (*config.SECTIONS.values(), *config.OTHERS.values()):
         for about in fields(kind):
             assert (
                 config.parse(about.default, type(about.default), about.name, about.metadata) == about.default
@@ -133,11 +142,11 @@ def test_no_two_settings_share_a_flag() -> None:
 
 def test_the_reference_names_every_setting() -> None:
     page = config.reference()
-    for kind in (*config.SECTIONS.values(), config.ModelConfig):
+    for kind in (*config.SECTIONS.values(), *config.OTHERS.values()):
         for about in fields(kind):
             assert f"| `{about.name}` |" in page
             assert (f"`{config.env_name(about.name)}`" in page) == (
-                about.metadata["flag"] or about.name in SHARED
+                about.metadata["flag"] or kind is config.ClientConfig or about.name in SHARED
             )
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import threading
+import socket
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ import zmq
 from running_daemon import until
 
 from gpu_server import connection as connections
-from gpu_server.connection import Connection, PerProcess, Reply
+from gpu_server.connection import Connection, Reply
 from gpu_server.errors import (
     Cancelled,
     DeadlineExceeded,
@@ -24,10 +23,11 @@ from gpu_server.errors import (
     InvalidRequest,
     ModelNotFound,
     Overloaded,
+    ShuttingDown,
     Unavailable,
 )
 from gpu_server.testing import FakeServer
-from gpu_server.wire import RequestHeader, Tensor, encode_reply, error_reply
+from gpu_server.wire import FAREWELL_ANSWER, RequestHeader, Tensor, encode_reply, error_reply
 from gpu_server.wire.header import ReplyHeader, unpack_request
 
 
@@ -168,14 +168,102 @@ def test_nobody_there_is_said_at_once(connection: Connection) -> None:
         ask(connection)
 
 
-def test_a_socket_that_nobody_serves_is_given_up_after_a_second(
-    own_endpoint: str, connection: Connection
+def left_by_a_kill(endpoint: str) -> None:
+    """The socket's file of a daemon that did not live to remove it."""
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(endpoint.removeprefix("ipc://"))
+
+
+def test_a_socket_that_nobody_serves_is_said_at_once(own_endpoint: str, connection: Connection) -> None:
+    left_by_a_kill(own_endpoint)
+    started = time.monotonic()
+    for _ in range(20):
+        with pytest.raises(Unavailable, match="no gpu-server daemon answers"):
+            ask(connection, 60).result(10)
+    assert time.monotonic() - started < 1
+
+
+def test_after_a_kill_new_calls_fail_at_once_until_a_server_is_back(
+    serve: Callable[[], HandServer], server: HandServer, connection: Connection
 ) -> None:
-    Path(own_endpoint.removeprefix("ipc://")).touch()
+    """libzmq leaves the socket's file where it is, as a killed daemon does."""
+    lost = ask(connection, 60)
+    server.receive()
+    server.socket.close()
+    with pytest.raises(Unavailable, match="was lost"):
+        lost.result(5)
     started = time.monotonic()
     with pytest.raises(Unavailable, match="no gpu-server daemon answers"):
-        ask(connection, 60).result(10)
-    assert time.monotonic() - started < 3
+        ask(connection, 60).result(5)
+    assert time.monotonic() - started < 0.5
+    again = serve()
+    future = ask(connection)
+    peer, header = again.receive()
+    again.answer(peer, header.id)
+    assert future.result(10)
+
+
+def test_where_somebody_listens_a_call_waits_for_its_deadline(
+    own_endpoint: str, connection: Connection
+) -> None:
+    """As with a socket that the service manager holds while the daemon starts; nothing was sent, so it may be repeated."""
+    with socket.socket(socket.AF_UNIX) as held:
+        held.bind(own_endpoint.removeprefix("ipc://"))
+        held.listen(1)
+        started = time.monotonic()
+        with pytest.raises(Unavailable, match="no gpu-server daemon answers"):
+            ask(connection, 1.5).result(10)
+        assert time.monotonic() - started >= 1.5
+
+
+def refusal(request_id: bytes) -> list[Any]:
+    return error_reply(request_id, ShuttingDown.code, "stopping", True, {"successor": True})
+
+
+def test_a_request_refused_for_a_successor_is_sent_to_it_with_the_time_that_is_left(
+    serve: Callable[[], HandServer], server: HandServer, connection: Connection
+) -> None:
+    future = ask(connection, 60)
+    peer, header = server.receive()
+    assert header.deadline_ms == 60_000
+    server.socket.send_multipart([peer, *refusal(header.id)])
+    assert ask(connection, 0.2, op="status").exception(5), "others go to the server that still runs"
+    assert server.receive()[1].op == "status"
+    server.socket.close()
+    again = serve()
+    peer, header = again.receive()
+    assert (header.op, header.deadline_ms < 59_900) == ("infer", True)
+    again.answer(peer, header.id)
+    assert future.result(10)
+
+
+def test_what_had_no_reply_at_the_farewell_is_sent_to_the_successor(
+    serve: Callable[[], HandServer], server: HandServer, connection: Connection
+) -> None:
+    futures = [ask(connection, 60) for _ in range(3)]
+    received = [server.receive() for _ in futures]
+    peer, first = received[0]
+    server.answer(peer, first.id)
+    server.socket.send_multipart([peer, *refusal(b"")])
+    assert futures[0].result(5)
+    assert server.socket.recv_multipart() == [peer, *FAREWELL_ANSWER]
+    futures.append(ask(connection, 60))
+    server.socket.close()
+    again = serve()
+    for _ in range(3):
+        peer, header = again.receive()
+        again.answer(peer, header.id)
+    assert [future.result(10).header.id for future in futures[1:]]
+    assert connection.late_replies == 0
+
+
+def test_a_refusal_without_a_successor_is_the_callers(server: HandServer, connection: Connection) -> None:
+    future = ask(connection, 60)
+    peer, header = server.receive()
+    frames = error_reply(header.id, ShuttingDown.code, "draining", True)
+    server.socket.send_multipart([peer, *frames])
+    with pytest.raises(ShuttingDown):
+        future.result(5)
 
 
 def test_closing_fails_what_is_pending(server: HandServer, connection: Connection) -> None:
@@ -294,36 +382,3 @@ def test_threads_share_it_and_no_answer_goes_astray() -> None:
             assert all(pool.map(work, range(8)))
         assert connection.late_replies == 0
         connection.close()
-
-
-class TestPerProcess:
-    """Which connection a process gets."""
-
-    def test_threads_that_come_first_together_get_one(
-        self, server: HandServer, own_endpoint: str, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        per_process = PerProcess(own_endpoint)
-        parents = per_process.get()
-        gate = threading.Barrier(8)
-        monkeypatch.setattr(connections.os, "getpid", lambda: 4_000_000)
-
-        def first_use(_: int) -> Connection:
-            gate.wait(10)
-            return per_process.get()
-
-        with ThreadPoolExecutor(8) as pool:
-            made = set(pool.map(first_use, range(8)))
-        assert len(made) == 1
-        assert parents not in made
-        per_process.close()
-        parents.close()
-
-    def test_after_a_close_there_is_a_new_one(self, server: HandServer, own_endpoint: str) -> None:
-        per_process = PerProcess(own_endpoint)
-        first = per_process.get()
-        assert per_process.get() is first
-        per_process.close()
-        per_process.close()
-        second = per_process.get()
-        assert second is not first
-        per_process.close()

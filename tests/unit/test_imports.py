@@ -37,6 +37,9 @@ CLIENT_SIDE = rule(
     "text_calls",
     "scores",
     "connection",
+    "per_process",
+    "curve",
+    "handshakes",
     "deadline",
     "sending",
     "sizes",
@@ -55,22 +58,26 @@ RULES = {
     "gpu_server.wire": rule(never=GPU | WEB | {"zmq"}),
     "gpu_server.config": rule(never=GPU | WEB | {"zmq"}),
     "gpu_server.endpoint": rule("config", never=GPU | WEB | {"zmq"}),
-    "gpu_server.source": rule("config", never=GPU | WEB | {"zmq"}),
+    "gpu_server.model_folder": rule(never=GPU | WEB | {"zmq"}),
+    "gpu_server.source": rule("config", "model_folder", never=GPU | WEB | {"zmq"}),
     "gpu_server.tokenizing": rule("wire", "pairs", never=GPU | WEB | {"zmq"}),
     "gpu_server.pairs": rule(never=GPU | WEB | {"zmq"}),
     "gpu_server.multipart": rule("wire", never=GPU | WEB),
     "gpu_server.deadline": rule(never=GPU | WEB | {"zmq"}),
     "gpu_server.sizes": rule("wire", never=GPU | WEB | {"zmq"}),
     "gpu_server.scores": rule("wire", never=GPU | WEB | {"zmq"}),
+    "gpu_server.curve": rule("config", "endpoint", never=GPU | WEB),
+    "gpu_server.handshakes": CLIENT_SIDE,
     "gpu_server.calls": CLIENT_SIDE,
     "gpu_server.text_calls": CLIENT_SIDE,
     "gpu_server.connection": CLIENT_SIDE,
+    "gpu_server.per_process": CLIENT_SIDE,
     "gpu_server.sending": CLIENT_SIDE,
     "gpu_server.client": CLIENT_SIDE,
     "gpu_server.aio": CLIENT_SIDE,
     "gpu_server.testing": CLIENT_SIDE,
     "gpu_server.daemon": rule(
-        "wire", "config", "endpoint", "logs", "multipart", "source", "tokenizing", never=GPU | WEB
+        "wire", "config", "curve", "endpoint", "logs", "multipart", "source", "tokenizing", never=GPU | WEB
     ),
     "gpu_server.engine": rule(
         "wire", "config", "endpoint", "logs", "source", "tokenizing", "models", never=WEB
@@ -78,7 +85,9 @@ RULES = {
     "gpu_server.models": rule("wire", "config", "source", "tokenizing", never=WEB | {"zmq"}),
     "gpu_server.bench": rule(never=GPU | WEB | {"zmq"}),
     "gpu_server.autoscale": rule("wire", "client", never=GPU | WEB),
-    "gpu_server.checks": rule("wire", "config", "endpoint", "source", "client", "daemon", never=GPU | WEB),
+    "gpu_server.checks": rule(
+        "wire", "config", "curve", "endpoint", "source", "client", "daemon", never=GPU | WEB
+    ),
     # Run as processes of their own, so that what they import stays out of the others.
     "gpu_server.probes": Rule(
         frozenset({"gpu_server.wire", "gpu_server.engine", "gpu_server.models", "web.guard", "web.settings"}),
@@ -86,7 +95,7 @@ RULES = {
     ),
     "gpu_server.cli": rule(
         "autoscale", "bench", "checks",
-        "wire", "config", "endpoint", "logs", "source", "tokenizing", "calls", "client", "daemon", "testing",
+        "wire", "config", "curve", "endpoint", "logs", "source", "tokenizing", "calls", "client", "daemon", "testing",
         never=GPU | WEB,
     ),
     "web": rule(

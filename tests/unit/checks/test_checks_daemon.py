@@ -52,6 +52,25 @@ def test_what_is_no_socket_or_no_endpoint(own_endpoint: str, socket_folder: Path
     assert "is no socket" in daemon.socket(own_endpoint).found
     assert daemon.socket("http://here").severity == "error"
     assert daemon.socket("tcp://127.0.0.1:9").severity == "ok"
+    assert "or GPU_SERVER_INSECURE_TCP=1" in daemon.socket("tcp://192.0.2.1:9").found
+
+
+def test_keys_that_cannot_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GPU_SERVER_CURVE_CLIENT_KEY_FILE", "nowhere.key")
+    monkeypatch.setenv("GPU_SERVER_CURVE_SERVER_KEY_FILE", "nowhere.pub")
+    finding = daemon.socket("tcp://192.0.2.1:9")
+    assert (finding.check, finding.severity) == ("keys", "error")
+    assert finding.found == "nowhere.key: No such file or directory"
+
+
+def test_a_daemon_that_wants_a_key() -> None:
+    with zmq.Context() as context, context.socket(zmq.ROUTER) as router:
+        router.curve_server, router.curve_secretkey = 1, zmq.curve_keypair()[1]
+        port = router.bind_to_random_port("tcp://127.0.0.1")
+        with Client(f"tcp://127.0.0.1:{port}") as client:
+            (finding,) = daemon.serving(client)
+    assert (finding.check, finding.severity) == ("keys", "error")
+    assert "wants a key" in finding.found
 
 
 def test_the_socket_of_a_killed_daemon_is_a_leftover(own_endpoint: str, socket_folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -92,3 +93,33 @@ def test_what_names_no_gunicorn(tmp_path: Path) -> None:
         result = CliRunner().invoke(autoscale.command, ["--pidfile", str(pidfile)])
         assert isinstance(result.exception, ConfigError)
         assert words in str(result.exception)
+
+
+def test_a_long_step_shows_what_it_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen = threading.Event()
+
+    def slow() -> list[Finding]:
+        assert seen.wait(10)
+        return [Finding("torch", "ok", "well")]
+
+    shown: list[str] = []
+
+    def note(what: str, done: float) -> None:
+        shown.append(what)
+        seen.set()
+
+    monkeypatch.setattr(check.bar, "show", note)
+    assert check.watched("driver and torch", 0.0, slow) == [Finding("torch", "ok", "well")]
+    assert shown[0].startswith("looking at: driver and torch, ")
+    assert shown[-1] == ""
+
+
+def test_each_step_is_printed_when_it_is_done(probed: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    printed: list[str] = []
+    monkeypatch.setattr(check.click, "echo", lambda text: printed.append(text))
+    check.command.callback(  # type: ignore[misc]
+        sources=(), path=None, endpoint=None, gunicorn=web.STOCK, gunicorn_pid=None, load=None, as_json=False
+    )
+    assert [text.split()[1] for text in printed] == ["driver", "socket", "model", "gunicorn"]

@@ -72,7 +72,7 @@ class HandPool:
 class World:
     """A service; `replies` holds what it sent, as (peer, header, outputs)."""
 
-    def __init__(self, *, ready: bool = True) -> None:
+    def __init__(self, *, ready: bool = True, max_early_bytes: int = 0) -> None:
         self.clock = Clock()
         self.scheduler = Scheduler(self.clock, max_items=50, max_bytes=10_000)
         self.metrics = Metrics()
@@ -88,6 +88,7 @@ class World:
             cast(TextPool, self.pool),
             default_deadline_s=30.0,
             batches_in_flight=2,
+            max_early_bytes=max_early_bytes,
         )
         self.link = FakeLink(NUMBERS, TEXT)
         if ready:

@@ -79,6 +79,12 @@ def test_values_that_do_not_fit(values: Any, dtype: str | None) -> None:
         as_tensor(values, dtype)
 
 
+@pytest.mark.parametrize(("values", "ragged"), [([[1, 2], [3]], False), ([1, [2]], None), ([[[1], 2]], True)])
+def test_lists_of_unequal_length_are_told_in_our_words(values: Any, ragged: bool | None) -> None:
+    with pytest.raises(ValueError, match=r"^lists of unequal length where one shape is expected$"):
+        as_tensor(values, "i32", ragged)
+
+
 @pytest.mark.parametrize(
     ("values", "dtype"),
     [

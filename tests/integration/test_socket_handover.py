@@ -1,0 +1,128 @@
+"""A listening socket that outlives the daemons on it, as a socket unit's does: a restart refuses nobody."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import threading
+from collections.abc import Iterator
+
+import pytest
+from running_daemon import MODELS, PYTHON, clean_environment, until
+
+from gpu_server.client import Client
+from gpu_server.errors import ModelLoading, RemoteError
+
+pytestmark = pytest.mark.slow
+START = 'exec 3<&0 <&-; export LISTEN_FDS=1 LISTEN_PID=$$; exec "$@"'
+"""What systemd does for a service with a socket unit."""
+
+
+class SocketUnit:
+    """The listener, and one daemon after another on it."""
+
+    def __init__(self, endpoint: str) -> None:
+        self.endpoint = endpoint
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(endpoint.removeprefix("ipc://"))
+        self._listener.listen(64)
+        self.daemons: list[subprocess.Popen[bytes]] = []
+
+    def start(self, *options: str) -> subprocess.Popen[bytes]:
+        """A daemon on the socket."""
+        command = [PYTHON, "-m", "gpu_server", "start", "served_models:Numbers", *options]
+        self.daemons.append(
+            subprocess.Popen(
+                ["sh", "-c", START, "sh", *command],
+                cwd=MODELS,
+                env=clean_environment(),
+                stdin=self._listener.fileno(),
+                stderr=subprocess.DEVNULL,
+            )
+        )
+        return self.daemons[-1]
+
+    def restart(self) -> None:
+        """As `systemctl restart`: the next daemon starts when the last one has ended."""
+        last = self.daemons[-1]
+        last.send_signal(signal.SIGTERM)
+        assert last.wait(30) == 0
+        self.start()
+
+    def close(self) -> None:
+        """End everything."""
+        for daemon in self.daemons:
+            if daemon.poll() is None:
+                daemon.kill()
+                daemon.wait(30)
+        self._listener.close()
+
+
+@pytest.fixture
+def unit(own_endpoint: str) -> Iterator[SocketUnit]:
+    made = SocketUnit(own_endpoint)
+    yield made
+    made.close()
+
+
+def ask(client: Client, value: int) -> list[int]:
+    answer: list[int] = client.infer(x=[value])["y"].tolist()  # type: ignore[union-attr]
+    return answer
+
+
+def test_requests_that_come_before_the_daemon_wait_for_its_first_load(unit: SocketUnit) -> None:
+    with Client(unit.endpoint, timeout_s=30) as client:
+        answers: list[list[int]] = []
+        threads = [threading.Thread(target=lambda n=n: answers.append(ask(client, n))) for n in range(4)]
+        for thread in threads:
+            thread.start()
+        unit.start()
+        for thread in threads:
+            thread.join(30)
+    assert sorted(answers) == [[1], [3], [5], [7]]
+
+
+def test_it_refuses_them_where_it_is_told_to(unit: SocketUnit) -> None:
+    unit.start("--while-loading", "refuse")
+    with Client(unit.endpoint, timeout_s=30) as client:
+        until(lambda: client.status().state in ("loading", "ready"), "the daemon")
+        seen: list[RemoteError] = []
+        while client.status().state == "loading":
+            try:
+                ask(client, 1)
+            except RemoteError as error:
+                seen.append(error)
+    assert {type(error) for error in seen} == {ModelLoading}
+
+
+def test_restarts_under_load_refuse_nobody(unit: SocketUnit) -> None:
+    unit.start()
+    stop = threading.Event()
+    errors: list[RemoteError] = []
+    answered = [0] * 4
+
+    def call(client: Client, number: int) -> None:
+        while not stop.is_set():
+            try:
+                assert ask(client, number) == [2 * number + 1]
+                answered[number] += 1
+            except RemoteError as error:
+                errors.append(error)
+
+    def more() -> None:
+        goal = [count + 20 for count in answered]
+        until(lambda: all(map(lambda have, want: have >= want, answered, goal)), "more answers")
+
+    with Client(unit.endpoint, timeout_s=30) as one, Client(unit.endpoint, timeout_s=30) as other:
+        threads = [threading.Thread(target=call, args=((one, other)[n % 2], n)) for n in range(4)]
+        for thread in threads:
+            thread.start()
+        more()
+        for _ in range(3):
+            unit.restart()
+            more()
+        stop.set()
+        for thread in threads:
+            thread.join(30)
+    assert errors == []
