@@ -66,7 +66,8 @@ def serving(client: Client) -> list[Finding]:
         hello = client.hello(timeout_s=TIMEOUT_S)
         status = client.status(timeout_s=TIMEOUT_S)
     except EndpointForbidden as error:
-        return [Finding("keys", "error", error.message, "docs/deploy.md says who needs which key")]
+        fix = "give the daemon this client's .pub file, and this client the daemon's (gpu-server keys)"
+        return [Finding("keys", "error", error.message, fix)]
     except RemoteError as error:
         return [
             Finding("daemon", "error", error.message, f"{endpoints.START_HINT}; its log says why it ended")

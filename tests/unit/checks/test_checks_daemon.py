@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+import zmq
 
 from gpu_server import Client
 from gpu_server._version import __version__
