@@ -52,9 +52,12 @@ class Flows:
             flow = self._flows[key] = Flow(key)
         flow.owed += request.cost
         deep = flow.owed > PROMPT * budget
-        tag = self._now + (1 + flow.owed / budget if deep else 1) * PRIORITY_WEIGHT[request.priority]
-        # Never before its elders, whose tags are high where others of the flow have left without being served.
-        request.tag = flow.tag = tag if tag > flow.tag else flow.tag
+        weight = PRIORITY_WEIGHT[request.priority]
+        tag = self._now + (1 + flow.owed / budget if deep else 1) * weight
+        # Never before its elders, whose tags are high where others of the flow have left without being served; but what
+        # is prompt does not stand behind work that is gone.
+        last = flow.tag if deep else min(flow.tag, self._now + (1 + PROMPT) * weight)
+        request.tag = flow.tag = tag if tag > last else last
         request.bulk = deep or request.priority == BULK
         request.flow = flow.key
 

@@ -63,6 +63,7 @@ class Router:
         self._max_bytes = limits.max_request_bytes + MAX_REQUEST_HEADER_BYTES
         self._ready: list[tuple[bytes, list[Buffer]]] = []
         self._unsent: dict[bytes, tuple[deque[list[Buffer]], int]] = {}
+        self._given_up: set[bytes] = set()
         self._configure(limits)
         if secret_key is not None:
             self._encrypt(secret_key, limits)
@@ -124,24 +125,32 @@ class Router:
         """Take in what still comes, then say farewell and wait for the answers; `close` must follow.
 
         What a client has sent and got no reply to when the farewell arrives was never read, which it then knows. Its answer
-        says that it has read all replies: libzmq drops what a client has not read when the connection ends.
+        says that it has read all replies: libzmq drops what a client has not read when the connection ends. One that was
+        given up before is told nothing: it misses replies.
         """
         for _ in range(HAND_OVER_TURNS):
             if not self.socket.poll(QUIET_MS):
                 break
             self.receive(handle)
-        for peer in list(self.peers):
+        silent, give_up = set(self.peers) - self._given_up, time.monotonic() + FAREWELL_S
+        for peer in silent:
             self.send(peer, farewell)
         self.flush()
-        silent, give_up = set(self.peers), time.monotonic() + FAREWELL_S
         while silent and time.monotonic() < give_up:
             self.flush()
             self.peers.poll()
             silent &= set(self.peers)
             if self.socket.poll(QUIET_MS):
-                frames, _, _ = multipart.receive_with_last(self.socket, MAX_FRAMES, self._max_bytes)
+                frames, last, _ = multipart.receive_with_last(self.socket, MAX_FRAMES, self._max_bytes)
+                peer = frames[0]
                 if tuple(frames[1:]) == FAREWELL_ANSWER:
-                    silent.discard(frames[0])
+                    silent.discard(peer)
+                elif peer not in self.peers:
+                    # It has connected since.
+                    self.peers.add(peer, last)
+                    self.send(peer, farewell)
+                    silent.add(peer)
+        self.flush()
 
     def close(self, linger_ms: int) -> None:
         """Close the socket, giving sent replies `linger_ms` to leave."""
@@ -183,6 +192,7 @@ class Router:
         size += _size(frames)
         if size > self._max_peer_bytes:
             del self._unsent[peer]
+            self._given_up.add(peer)
             self._metrics.dropped["peer_slow"] += len(waiting) + 1
             log.warning("client does not read its replies", extra={"peer": peer.hex(), "bytes": size})
             self._on_gone(peer)
@@ -201,6 +211,7 @@ class Router:
         self._metrics.dropped["peer_refused"] += 1
 
     def _disconnected(self, peer: bytes) -> None:
+        self._given_up.discard(peer)
         waiting, _ = self._unsent.pop(peer, (deque(), 0))
         self._metrics.dropped["peer_gone"] += len(waiting)
         self._on_gone(peer)

@@ -4,10 +4,10 @@ Order. Requests run in the order of arrival, and the work of a sender who has mu
 (`flows`): such bulk work leaves the engine to others until they have had as much, ages into its turn and never starves.
 
 Batches. The next batch is formed just before the engine runs dry, so that late arrivals still join it and the engine does
-not wait. Until that moment can be foreseen, a partial batch is formed only for an idle engine and a full one may be sent
-ahead of a busy one. What is not bulk work waits for no more of it than one batch: it goes in a batch of its own where that
-costs little, at most every second one, and bulk work leaves in batches a little smaller while others come. Costs are
-measured in batches (cost over the model's budget), which makes models comparable.
+not wait. Until that moment can be foreseen, a partial batch is formed only for an idle engine; a busy one is sent the next
+in order as soon as a full one waits. What is not bulk work waits for no more of it than one batch: it goes in a batch of
+its own where that costs little, at most every second one, and bulk work leaves in batches a little smaller while others
+come. Costs are measured in batches (cost over the model's budget), which makes models comparable.
 
 Memory. A batch that was too large for the device lowers its model's budget; time raises it again, bit by bit.
 """
@@ -222,10 +222,11 @@ class Scheduler:
     ) -> Batch | None:
         """The next batch for an engine that holds `models` (None: all), or None.
 
-        idle: the engine has nothing to do, so a partial batch may go; otherwise only a full one. alone: no other batch runs;
-        while one does, a suspect whose turn it is waits, and all others behind it.
+        idle: the engine has nothing to do, so a partial batch may go; otherwise only while a full one waits, or full ones
+        that keep coming would starve it. alone: no other batch runs; while one does, a suspect whose turn it is waits, and
+        all others behind it.
         """
-        best, first = None, math.inf
+        best, first, ready = None, math.inf, idle
         for key, queue in list(self._queues.items()):
             head = queue.head()
             if head is None:
@@ -233,11 +234,10 @@ class Scheduler:
                 continue
             if models is not None and head.model not in models:
                 continue
-            if not idle and not queue.is_full():
-                continue
+            ready = ready or queue.is_full()
             if head.tag < first:
                 best, first = key, head.tag
-        if best is None or (self._queues[best].suspect and not alone):
+        if best is None or not ready or (self._queues[best].suspect and not alone):
             return None
         return self._form(*best)
 

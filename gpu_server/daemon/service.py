@@ -157,8 +157,7 @@ class Service:
         self.models = dict(link.models)
         self._tokenizers = dict(link.tokenizers)
         for info in self.models.values():
-            policy = Policy(info.max_batch_tokens, info.max_batch_items, info.padded)
-            self._scheduler.set_policy(info.name, policy)
+            self._scheduler.set_policy(info.name, _policy(info))
             self._metrics.model(info.name)
             if info.text is not None:
                 self._text.add(info.name, info.text, link.tokenizers[info.name])
@@ -383,3 +382,11 @@ class Service:
             self._metrics.dropped["unreadable"] += 1
             return
         self._answers.refuse(peer, error.request_id, from_wire(error.code, str(error), error.details))
+
+
+def _policy(info: ModelInfo) -> Policy:
+    """How a model's batches are bounded; where every item costs the same, a full one costs no more than its items."""
+    tokens = info.max_batch_tokens
+    if isinstance(info.cost, int):
+        tokens = min(tokens, info.max_batch_items * info.cost)
+    return Policy(tokens, info.max_batch_items, info.padded)

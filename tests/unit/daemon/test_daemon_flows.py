@@ -79,6 +79,17 @@ def test_elders_of_a_flow_stay_first_when_others_of_it_leave() -> None:
     assert enter(flows, 100).tag == entered[9].tag
 
 
+def test_a_prompt_request_does_not_stand_behind_work_that_is_gone() -> None:
+    flows = Flows()
+    entered = [enter(flows, 100) for _ in range(1000)]
+    for gone in entered[:-1]:
+        flows.leave(gone)
+    late = enter(flows, 100)
+    assert not late.bulk
+    assert late.tag == 1 + PROMPT
+    assert enter(flows, 100).tag == 4
+
+
 def test_an_empty_flow_is_forgotten() -> None:
     flows = Flows()
     for request in [enter(flows, cost) for cost in (100, 100, 100, 7)]:

@@ -167,7 +167,7 @@ def test_a_held_request_keeps_its_deadline(world: World) -> None:
 def test_the_backlog_follows_a_change_of_the_budget(world: World) -> None:
     world.service.hold()
     world.numbers(*range(8), id=b"a")
-    assert world.scheduler.backlog == pytest.approx(8 / 64)
-    take_over(world, changed(NEWER, max_batch_tokens=16), TEXT)
+    assert world.scheduler.backlog == pytest.approx(8 / 8)
+    take_over(world, changed(NEWER, max_batch_tokens=4), TEXT)
     assert world.scheduler.backlog == pytest.approx(0)
-    assert len(world.link.batches) == 1
+    assert len(world.link.batches) == 2

@@ -217,6 +217,39 @@ def test_a_hand_over_takes_in_what_still_comes_and_tells_every_peer_last(world: 
         handing_over.result(10)
 
 
+def test_who_connects_while_others_still_owe_their_answer_gets_the_farewell_too(world: World) -> None:
+    silent, _ = world.peer()
+    with ThreadPoolExecutor(1) as pool:
+        handing_over = pool.submit(world.router.hand_over, lambda *_: None, [b"", b"farewell"])
+        silent.rcvtimeo = 10_000
+        assert silent.recv_multipart() == [b"", b"farewell"]
+        late = world.context.socket(zmq.DEALER)
+        world.peers.append(late)
+        late.linger, late.rcvtimeo = 0, 10_000
+        late.connect(world.endpoint)
+        late.send_multipart([b"", b"never read"])
+        assert late.recv_multipart() == [b"", b"farewell"]
+        for peer in (silent, late):
+            peer.send_multipart(FAREWELL_ANSWER)
+        handing_over.result(10)
+
+
+def test_a_peer_that_misses_replies_is_not_told_that_they_never_were(world: World) -> None:
+    slow, peer = world.peer()
+    fill(world, peer)
+    while not world.gone:
+        world.router.send(peer, [b"", b"-", BIG])
+        world.router.flush()
+    with ThreadPoolExecutor(1) as pool:
+        handing_over = pool.submit(world.router.hand_over, lambda *_: None, [b"", b"farewell"])
+        last: list[bytes] = []
+        while slow.poll(500):
+            last = slow.recv_multipart()
+        handing_over.result(10)
+    assert last
+    assert last != [b"", b"farewell"]
+
+
 def test_a_hand_over_does_not_wait_for_those_who_have_gone_or_say_nothing(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -59,6 +59,19 @@ def test_a_full_batch_goes_ahead_of_a_busy_engine(scheduler: Scheduler, costs: l
     assert scheduler.next_batch(idle=False) is None
 
 
+@pytest.mark.parametrize("lost", [False, True])
+def test_full_batches_that_keep_coming_do_not_starve_what_fills_none(
+    scheduler: Scheduler, lost: bool
+) -> None:
+    small = submit(scheduler, 1, params={"other": 1}, peer=b"single")
+    if lost:
+        batch = scheduler.next_batch(idle=True)
+        assert batch is not None
+        scheduler.requeue(batch)
+    submit(scheduler, *[5] * 20)
+    assert slices(scheduler.next_batch(idle=False)) == [(small, 0, 1)]
+
+
 def test_a_large_request_is_split_within_both_budgets(scheduler: Scheduler) -> None:
     request = submit(scheduler, *[4] * 5, *[1] * 8)
     parts = [slices(batch) for batch in run_all(scheduler)]

@@ -55,6 +55,14 @@ def test_a_request_over_several_batches_is_answered_once_and_in_order(world: Wor
     world.assert_nothing_is_kept()
 
 
+def test_full_batches_are_bulk_work_also_where_items_bound_them(world: World) -> None:
+    for number in range(6):
+        world.numbers(*range(8), id=b"%d" % number, peer=b"bulk")
+    world.numbers(1, peer=b"single")
+    world.answer()
+    assert [batch.slices[0][0].peer for batch in world.link.sent] == [b"bulk", b"bulk", b"single"]
+
+
 def test_no_more_batches_than_allowed_are_with_the_engine(world: World) -> None:
     for number in range(4):
         world.numbers(*range(8), id=b"%d" % number)
