@@ -53,8 +53,8 @@ class Spreading:
             self._counts[slot] = 0
 
     def begin(self, worker: Any, req: Any) -> None:
-        """Let a connection end with this request where the worker has too many."""
-        if self._crowded(worker):
+        """Let a connection end with this request where the worker has too many; one of HTTP/2 has other requests on it."""
+        if req.version < (2, 0) and self._crowded(worker):
             req.force_close()
             setattr(req, ENDING, True)
 

@@ -50,12 +50,12 @@ class Master:
             self.WORKERS[len(self.WORKERS)] = made
             self.spreading.count(made)
 
-    def parting(self, clock: Clock) -> list[int]:
+    def parting(self, clock: Clock, version: tuple[int, int] = (1, 1)) -> list[int]:
         """The workers that would close a connection now."""
         found = []
         for number, asked in self.WORKERS.items():
             clock.now += LOOK_EVERY_S
-            request = SimpleNamespace(force_close=lambda number=number: found.append(number))
+            request = SimpleNamespace(version=version, force_close=lambda number=number: found.append(number))
             self.spreading.begin(asked, request)
         return found
 
@@ -82,11 +82,18 @@ def test_who_has_more_than_its_share_parts_with_one(
     assert master.parting(clock) == parting
 
 
+def test_a_connection_that_other_requests_share_is_kept(clock: Clock) -> None:
+    master = Master()
+    master.start(9, 0)
+    assert master.parting(clock, version=(2, 0)) == []
+    assert master.parting(clock, version=(1, 1)) == [0]
+
+
 def test_at_most_one_in_a_while(clock: Clock) -> None:
     master = Master()
     master.start(9, 0)
     closed: list[str] = []
-    request = SimpleNamespace(force_close=lambda: closed.append("now"))
+    request = SimpleNamespace(version=(1, 1), force_close=lambda: closed.append("now"))
     for _ in range(5):
         master.spreading.begin(master.WORKERS[0], request)
     assert len(closed) == 1
@@ -112,7 +119,7 @@ def test_other_worker_classes_are_left_alone(clock: Clock) -> None:
     other = worker(SyncWorker, connections=9)
     master.spreading.assign(master, other)
     master.spreading.count(other)
-    master.spreading.begin(other, SimpleNamespace())
+    master.spreading.begin(other, SimpleNamespace(version=(1, 1)))
     master.spreading.release(other)
     assert not hasattr(other, SLOT)
 
