@@ -131,7 +131,7 @@ def test_the_master_does_not_wait_for_the_client_to_close(clock: Clock) -> None:
     with ours, theirs:
         ours.setblocking(False)
         request = Message.__new__(Message)
-        request.cfg, request.must_close = Config(), False
+        request.cfg, request.must_close, request.version = Config(), False, (1, 1)
         master.spreading.end(request, {"gunicorn.socket": ours})
         with pytest.raises(BlockingIOError):
             ours.recv(1)
