@@ -19,7 +19,11 @@ from gpu_server import Client, RemoteError
 from gpu_server.wire import VERSION, RequestHeader, Tensor, decode_reply, encode_request
 
 WARM_UP_S = 0.5
+ID = b"bench-id"
+"""The id that prepared requests have until each is sent, under a number of its own."""
 CHECK_EVERY = 16
+REFUSAL_FRAMES = 2
+"""Frames of a reply without outputs: the delimiter and the header."""
 
 
 @dataclass(frozen=True)
@@ -33,10 +37,8 @@ class Measured:
 def requests_of(rows: Sequence[Sequence[np.ndarray]], model: str = "") -> list[list[bytes]]:
     """One prepared request for each list of token-id rows."""
     made = []
-    for number, ids in enumerate(rows):
-        header = RequestHeader(
-            v=VERSION, id=number.to_bytes(8, "little"), op="infer", model=model, deadline_ms=30_000
-        )
+    header = RequestHeader(v=VERSION, id=ID, op="infer", model=model, deadline_ms=30_000)
+    for ids in rows:
         frames = encode_request(header, {"input_ids": Tensor.from_rows(ids)})
         made.append([bytes(frame) for frame in frames])
     return made
@@ -57,6 +59,8 @@ def measure(
     answers = [results.get() for _ in processes]
     for process in processes:
         process.join()
+    if refused := [answer for answer in answers if isinstance(answer, str)]:
+        raise SystemExit(refused[0])
     total = sum(count for count, _, _ in answers)
     cpu = statistics.median(cpu for _, _, cpu in answers)
     return Measured(sum(count / took for count, took, _ in answers), cpu / total)
@@ -69,21 +73,20 @@ def run_client(
     pid: int,
     results: multiprocessing.SimpleQueue,  # type: ignore[type-arg]
 ) -> None:
-    """Send every request, then each again when some answer comes; put (answers, seconds, server CPU seconds)."""
+    """Send every request, then another for each answer; put (answers, seconds, server CPU seconds), or what was refused."""
     socket = zmq.Context().socket(zmq.DEALER)
     socket.connect(endpoint)
-    for frames in requests:
-        socket.send_multipart(frames)
-    header, _ = decode_reply(socket.recv_multipart())
-    if header.error:
-        raise SystemExit(f"the server answered {header.error.code}: {header.error.message}")
-    socket.send_multipart(requests[0])
-    count, start, cpu, sent = 0, 0.0, 0.0, 0
+    for sent, frames in enumerate(requests):
+        socket.send_multipart(numbered(frames, sent))
+    count, start, cpu, sent = 0, 0.0, 0.0, len(requests)
     begin = time.perf_counter()
     while True:
-        socket.recv_multipart()
+        reply = socket.recv_multipart()
+        if len(reply) == REFUSAL_FRAMES:
+            results.put(refusal(reply))
+            return
+        socket.send_multipart(numbered(requests[sent % len(requests)], sent))
         sent += 1
-        socket.send_multipart(requests[sent % len(requests)])
         count += 1
         if sent % CHECK_EVERY:
             continue
@@ -93,6 +96,18 @@ def run_client(
         elif start and now - start > seconds:
             results.put((count, now - start, cpu_seconds(pid) - cpu))
             os._exit(0)
+
+
+def numbered(frames: list[bytes], number: int) -> list[bytes]:
+    """A prepared request under an id that no other has."""
+    delimiter, header, *tensors = frames
+    return [delimiter, header.replace(ID, number.to_bytes(len(ID), "little")), *tensors]
+
+
+def refusal(reply: list[bytes]) -> str:
+    """What the server says in a reply without outputs."""
+    header, _ = decode_reply(reply)
+    return f"the server answered {header.error}"
 
 
 def start_daemon(
