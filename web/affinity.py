@@ -10,6 +10,10 @@ import os
 from collections import Counter
 from typing import Any
 
+from gunicorn.workers.gthread import ThreadWorker
+
+from web.unpinned import unpinned
+
 CORE = "gpu_server_core"
 """The attribute of a worker that holds its core, in the master, which alone knows those of all."""
 
@@ -21,5 +25,10 @@ def choose(server: Any, worker: Any) -> None:
 
 
 def keep(worker: Any) -> None:
-    """Keep this process, and all threads that it starts from now on, to the worker's core."""
+    """Keep this process, and all threads that it starts from now on, to the worker's core, but for the unpinned.
+
+    The threads of other worker classes than Gunicorn's threaded one may be no threads but parts of one.
+    """
+    if isinstance(worker, ThreadWorker):
+        unpinned.open(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {getattr(worker, CORE)})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from gpu_server.wire.documents import ModelInfo
 from web.backend import Backend
 from web.inputs import Item, token_ids
 from web.measures import Measures
+from web.unpinned import unpinned
 
 
 @dataclass(slots=True)
@@ -99,9 +101,8 @@ def send_texts(
 
     def work(info: ModelInfo, tokenizer: TextTokenizer) -> tuple[list[Reply], ModelInfo, Measures]:
         begun = time.monotonic()
-        rows, measures.characters = token_ids(
-            tokenizer, job.items, job.prompt_name, job.truncate, job.direction
-        )
+        ids = partial(token_ids, tokenizer, job.items, job.prompt_name, job.truncate, job.direction)
+        rows, measures.characters = unpinned.run(ids, sum(map(len, job.items)))
         measures.tokenize_s = time.monotonic() - begun
         backend.tokenized(info.name, measures.tokenize_s)
         measures.tokens = sum(map(len, rows))

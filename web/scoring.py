@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +18,7 @@ from gpu_server.wire.documents import ModelInfo
 from web.backend import Backend
 from web.inputs import cut_characters
 from web.measures import Measures
+from web.unpinned import unpinned
 
 if TYPE_CHECKING:
     from tokenizers import Encoding
@@ -94,12 +96,9 @@ def _send(backend: Backend, job: ScoreJob, pick: Callable[[], ModelInfo]) -> _Se
     def work(info: ModelInfo, tokenizer: TextTokenizer) -> _Sent:
         begun = time.monotonic()
         texts = cut_characters(job.texts, tokenizer, job.truncate, job.direction)
-        inputs = tokenizer.inputs(
-            texts,
-            typed=any(declared.name == "token_type_ids" for declared in info.inputs),
-            truncate=job.truncate,
-            direction=job.direction,
-        )
+        typed = any(declared.name == "token_type_ids" for declared in info.inputs)
+        ids = partial(tokenizer.inputs, texts, typed=typed, truncate=job.truncate, direction=job.direction)
+        inputs = unpinned.run(ids, measures.characters)
         measures.tokenize_s = time.monotonic() - begun
         backend.tokenized(info.name, measures.tokenize_s)
         measures.tokens = sum(inputs["input_ids"].lengths())
