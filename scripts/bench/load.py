@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from gpu_server.wire import VERSION, RequestHeader, Tensor, decode_reply, encode
 WARM_UP_S = 0.5
 ID = b"bench-id"
 """The id that prepared requests have until each is sent, under a number of its own."""
+START_LIMIT_S = 60.0
 CHECK_EVERY = 16
 REFUSAL_FRAMES = 2
 """Frames of a reply without outputs: the delimiter and the header."""
@@ -47,11 +49,11 @@ def requests_of(rows: Sequence[Sequence[np.ndarray]], model: str = "") -> list[l
 def measure(
     endpoint: str, pid: int, requests: list[list[bytes]], *, clients: int, seconds: float
 ) -> Measured:
-    """Run `clients` processes, each with all `requests` in flight, for `seconds` after a warm-up."""
+    """Run `clients` processes, each with all `requests` in flight, for the same `seconds` after a warm-up."""
     spawn = multiprocessing.get_context("spawn")
-    results = spawn.SimpleQueue()
+    results, together = spawn.SimpleQueue(), spawn.Barrier(clients)
     processes = [
-        spawn.Process(target=run_client, args=(endpoint, requests, seconds, pid, results))
+        spawn.Process(target=run_client, args=(endpoint, requests, seconds, pid, results, together))
         for _ in range(clients)
     ]
     for process in processes:
@@ -72,10 +74,12 @@ def run_client(
     seconds: float,
     pid: int,
     results: multiprocessing.SimpleQueue,  # type: ignore[type-arg]
+    together: Barrier,
 ) -> None:
     """Send every request, then another for each answer; put (answers, seconds, server CPU seconds), or what was refused."""
     socket = zmq.Context().socket(zmq.DEALER)
     socket.connect(endpoint)
+    together.wait(START_LIMIT_S)
     for sent, frames in enumerate(requests):
         socket.send_multipart(numbered(frames, sent))
     count, start, cpu, sent = 0, 0.0, 0.0, len(requests)
