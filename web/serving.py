@@ -78,7 +78,7 @@ def post_worker_init(worker: Any) -> None:
     """Warn about settings that make a slow answer a killed worker, or every request a new connection; take part."""
     for line in warnings_for(worker.cfg.worker_class_str, worker.cfg.timeout, settings.timeout_s):
         worker.log.warning(line)
-    spreading.count(worker)
+    spreading.follow(worker)
 
 
 def pre_request(worker: Any, req: Any) -> None:

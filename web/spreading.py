@@ -42,10 +42,21 @@ class Spreading:
             self._counts[slot] = 0
             setattr(worker, SLOT, slot)
 
-    def count(self, worker: Any) -> None:
-        """Tell the others how many connections a worker has."""
-        if (slot := getattr(worker, SLOT, None)) is not None:
+    def follow(self, worker: Any) -> None:
+        """Keep telling the others how many connections a worker has; its loop notifies the master each time round.
+
+        Only the loop knows of connections that end between requests: a worker whose clients have left has no requests.
+        """
+        if (slot := getattr(worker, SLOT, None)) is None:
+            return
+        notify = worker.notify
+
+        def notify_all() -> None:
             self._counts[slot] = worker.nr_conns + 1
+            notify()
+
+        worker.notify = notify_all
+        notify_all()
 
     def release(self, worker: Any) -> None:
         """A worker has ended."""
@@ -70,7 +81,6 @@ class Spreading:
         if now < self._look_at or not hasattr(worker, SLOT):
             return False
         self._look_at = now + LOOK_EVERY_S
-        self.count(worker)
         counts = [count - 1 for count in self._counts.tolist() if count]
         mean = sum(counts) / len(counts)
         return bool(worker.nr_conns > mean + max(1.0, mean / 8))

@@ -33,6 +33,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 def worker(kind: type = ThreadWorker, connections: int = 0) -> Any:
     made: Any = object.__new__(kind)
     made.nr_conns = connections
+    made.tmp = SimpleNamespace(notify=lambda: None)
     return made
 
 
@@ -48,7 +49,7 @@ class Master:
             made = worker(connections=count)
             self.spreading.assign(self, made)
             self.WORKERS[len(self.WORKERS)] = made
-            self.spreading.count(made)
+            self.spreading.follow(made)
 
     def parting(self, clock: Clock, version: tuple[int, int] = (1, 1)) -> list[int]:
         """The workers that would close a connection now."""
@@ -109,8 +110,18 @@ def test_a_worker_that_ended_counts_no_more_and_its_slot_is_given_again(clock: C
     master.spreading.assign(master, late)
     assert getattr(late, SLOT) == getattr(gone, SLOT)
     assert master.parting(clock) == []
-    master.spreading.count(late)
+    master.spreading.follow(late)
     master.WORKERS[1] = late
+    assert master.parting(clock) == [0]
+
+
+def test_connections_that_end_without_a_request_count_no_more(clock: Clock) -> None:
+    master = Master()
+    master.start(9, 21, 21)
+    assert master.parting(clock) == [1, 2]
+    for idle in (1, 2):
+        master.WORKERS[idle].nr_conns = 0
+        master.WORKERS[idle].notify()
     assert master.parting(clock) == [0]
 
 
@@ -118,7 +129,7 @@ def test_other_worker_classes_are_left_alone(clock: Clock) -> None:
     master = Master()
     other = worker(SyncWorker, connections=9)
     master.spreading.assign(master, other)
-    master.spreading.count(other)
+    master.spreading.follow(other)
     master.spreading.begin(other, SimpleNamespace(version=(1, 1)))
     master.spreading.release(other)
     assert not hasattr(other, SLOT)
