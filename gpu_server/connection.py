@@ -7,7 +7,6 @@ import heapq
 import itertools
 import math
 import socket as sockets
-import sys
 import threading
 import time
 from collections import deque
@@ -20,6 +19,7 @@ import msgspec
 import zmq
 from zmq.utils.monitor import parse_monitor_message
 
+from gpu_server import dealer
 from gpu_server import endpoint as endpoints
 from gpu_server.curve import ClientKeys
 from gpu_server.errors import (
@@ -49,13 +49,14 @@ from gpu_server.wire.tensor import Buffer
 DEADLINE_SLACK_S = 0.05
 MAX_PENDING = 65_536
 MAX_TIMEOUT_S = 86_400.0
-RECONNECT_MS = 10, 250
-"""Pause before the first try to connect again, and the longest one."""
 STALE_S = 0.05
 """A request that waited for longer before it was sent has its deadline set anew."""
 _MIN_SWEEP = 1024
 _serials = itertools.count()
 _EVENTS = EVENTS | zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED
+_REPEATABLE = frozenset({"hello", "status", "metrics", "history", "report", "tokenizer"})
+_GREETING = encode_request(RequestHeader(v=VERSION, id=b"c", op="hello"))
+"""Like those of its cancels, the connection's own: nobody waits for the reply."""
 
 
 @dataclass(slots=True)
@@ -83,6 +84,17 @@ class _Call:
             self.frames = encode_request(self.header, self.inputs)
         return self.frames
 
+    def send(self, socket: Any) -> None:
+        """Send it. Raises zmq.Again where the connection has just gone."""
+        # Before it goes: whoever cancels it from then on has to tell the daemon.
+        self.sent = True
+        try:
+            socket.send_multipart(self.timely(), zmq.NOBLOCK)
+        except zmq.Again:
+            self.sent = False
+            raise
+        self.frames = []
+
 
 class Connection:
     """Sends requests and matches replies; every call ends by its deadline, whatever happens to the daemon.
@@ -98,7 +110,7 @@ class Connection:
         self.serial = next(_serials)
         self.generation = 0
         self.late_replies = 0
-        self._zmq = _zmq_for_this_process()
+        self._zmq = dealer.zmq_for_this_process()
         self._handshakes = Handshakes(endpoint, keys)
         self._ended: RemoteError = Unavailable("the client is closed", {"endpoint": endpoint})
         self._ids = itertools.count(1)
@@ -118,6 +130,8 @@ class Connection:
         self._wake_write.setblocking(False)
         self._armed = False
         self._up = False
+        self._heard = False
+        self._greeted = False
         self._checked = False
         self._refused = False
         self._closing = False
@@ -191,7 +205,7 @@ class Connection:
         context = self._zmq.Context()
         try:
             socket = context.socket(zmq.DEALER)
-            _configure(socket)
+            dealer.configure(socket)
             self._handshakes.configure(socket)
             monitor = socket.get_monitor_socket(_EVENTS)
             socket.connect(self.endpoint)
@@ -214,13 +228,16 @@ class Connection:
         for source in (socket, monitor, self._wake_read):
             poller.register(source, zmq.POLLIN)
         while not self._closing:
-            poller.poll(self._poll_ms())
-            # In this order: a byte sent between the two lines would be eaten while it still counts as under way.
-            with contextlib.suppress(BlockingIOError):
-                self._wake_read.recv(4096)
-            self._armed = False
-            self._receive(socket)
-            self._watch(monitor, socket)
+            ready = dict(poller.poll(self._poll_ms()))
+            if self._wake_read.fileno() in ready:
+                # In this order: a byte sent between the two lines would be eaten while it still counts as under way.
+                with contextlib.suppress(BlockingIOError):
+                    self._wake_read.recv(4096)
+                self._armed = False
+            if socket in ready:
+                self._receive(socket)
+            if monitor in ready:
+                self._watch(monitor, socket)
             if self._up:
                 self._send(socket)
             elif self._refused and self._outbox:
@@ -238,6 +255,7 @@ class Connection:
                 frames = socket.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
                 return
+            self._heard = True
             try:
                 header, outputs = decode_reply(frames)
             except ProtocolError as error:
@@ -266,12 +284,15 @@ class Connection:
             self._handshakes.saw(event)
             if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 self._up, self._refused = True, False
+                self._heard = self._greeted = False
             elif event == zmq.EVENT_CLOSED:
                 self._refused = True
             elif event == zmq.EVENT_DISCONNECTED:
                 # Replies from before the end may have come since they were last looked for.
                 self._receive(socket)
                 if self._up:
+                    if not self._heard:
+                        self._keep_unread()
                     self._over()
                     lost = Unavailable(f"connection to {self.endpoint} was lost", {"endpoint": self.endpoint})
                     self._fail_all(lost, only_sent=True)
@@ -289,6 +310,12 @@ class Connection:
         if call is not None and call.sent:
             call.sent = False
             self._parked.append(request_id)
+
+    def _keep_unread(self) -> None:
+        """Keep what may be asked twice: the daemon may have closed before it read anything of this connection."""
+        for request_id in list(self._calls):
+            if (call := self._calls.get(request_id)) and call.header.op in _REPEATABLE:
+                self._park(request_id)
 
     def _part(self, socket: Any) -> None:
         """Answer the daemon's farewell: all its replies are here, and what has none it never read."""
@@ -309,8 +336,10 @@ class Connection:
             while self._outbox:
                 call = self._calls.get(self._outbox[0])
                 if call is not None:
-                    socket.send_multipart(call.timely(), zmq.NOBLOCK)
-                    call.sent, call.frames = True, []
+                    if not self._heard and call.header.op == "infer":
+                        self._greet(socket)
+                        break
+                    call.send(socket)
                 self._outbox.popleft()
             while self._cancels:
                 target = self._cancels.popleft()
@@ -319,6 +348,12 @@ class Connection:
         except zmq.Again:
             # The connection has just gone; the monitor will say so, and what is left waits for the next one.
             pass
+
+    def _greet(self, socket: Any) -> None:
+        """Ask for a sign of life: a daemon that has given one says farewell before it closes, so no request is lost."""
+        if not self._greeted:
+            socket.send_multipart(_GREETING, zmq.NOBLOCK)
+            self._greeted = True
 
     def _expire(self) -> None:
         now = time.monotonic()
@@ -334,9 +369,8 @@ class Connection:
 
     def _fail_unsent(self) -> None:
         """Give up on calls that wait for a connection: nobody is there to connect to."""
-        waiting = [self._outbox.popleft() for _ in range(len(self._outbox))]
-        for request_id in waiting:
-            self._finish(request_id, self._nobody())
+        for _ in range(len(self._outbox)):
+            self._finish(self._outbox.popleft(), self._nobody())
 
     def _nobody(self) -> Unavailable:
         hint = f"no gpu-server daemon answers at {self.endpoint}; {endpoints.START_HINT}"
@@ -367,25 +401,3 @@ class Connection:
             ids = [i for i, call in self._calls.items() if call.sent or not only_sent]
         for request_id in ids:
             self._finish(request_id, error)
-
-
-def _configure(socket: Any) -> None:
-    socket.linger = 0
-    socket.sndhwm = 0
-    socket.rcvhwm = 0
-    socket.setsockopt(zmq.IMMEDIATE, 1)
-    first_ms, longest_ms = RECONNECT_MS
-    socket.setsockopt(zmq.RECONNECT_IVL, first_ms)
-    socket.setsockopt(zmq.RECONNECT_IVL_MAX, longest_ms)
-    socket.setsockopt(zmq.HEARTBEAT_IVL, 2000)
-    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 6000)
-
-
-def _zmq_for_this_process() -> Any:
-    """pyzmq, or its gevent form where gevent has replaced threads: a plain socket would stop every greenlet."""
-    monkey = sys.modules.get("gevent.monkey")
-    if monkey is not None and monkey.is_module_patched("threading"):
-        from zmq import green
-
-        return green
-    return zmq

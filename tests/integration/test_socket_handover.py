@@ -8,11 +8,15 @@ import subprocess
 import threading
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
+import zmq
 from running_daemon import MODELS, PYTHON, clean_environment, until
 
 from gpu_server.client import Client
+from gpu_server.connection import Connection
 from gpu_server.errors import ModelLoading, RemoteError
+from gpu_server.wire import FAREWELL_ANSWER, RequestHeader, Tensor, encode_request
 
 pytestmark = pytest.mark.slow
 START = 'exec 3<&0 <&-; export LISTEN_FDS=1 LISTEN_PID=$$; exec "$@"'
@@ -126,3 +130,30 @@ def test_restarts_under_load_refuse_nobody(unit: SocketUnit) -> None:
         for thread in threads:
             thread.join(30)
     assert errors == []
+
+
+def test_no_request_is_lost_on_a_connection_that_the_old_daemon_never_read(unit: SocketUnit) -> None:
+    """Many are used for the first time as it closes: some of them after it has looked for the last time."""
+    unit.start()
+    ready = Client(unit.endpoint, timeout_s=30)
+    fresh = [Connection(unit.endpoint) for _ in range(60)]
+    with zmq.Context() as context, context.socket(zmq.DEALER) as last, ready:
+        ask(ready, 1)
+        until(lambda: all(connection._up for connection in fresh), "the connections")
+        last.linger = 0
+        last.connect(unit.endpoint)
+        last.send_multipart([b"", *encode_request(RequestHeader(v=1, id=b"1", op="hello"))])
+        last.recv_multipart()
+        stopping = threading.Thread(target=unit.restart)
+        stopping.start()
+        assert last.recv_multipart(), "a farewell whose answer the daemon waits for"
+        last.send_multipart(FAREWELL_ANSWER)
+        inputs = {"x": Tensor.from_numpy(np.array([4]))}
+        futures = [
+            connection.submit(RequestHeader(v=1, id=b"-", op="infer"), inputs, 30) for connection in fresh
+        ]
+        stopping.join(30)
+        answers = [future.result(30).outputs["y"].to_numpy().tolist() for future in futures]
+    assert answers == [[9]] * len(fresh)
+    for connection in fresh:
+        connection.close()

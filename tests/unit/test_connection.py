@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import zmq
+from hand_server import HandServer
 from running_daemon import until
 
 from gpu_server import connection as connections
@@ -28,38 +28,7 @@ from gpu_server.errors import (
 )
 from gpu_server.testing import FakeServer
 from gpu_server.wire import FAREWELL_ANSWER, RequestHeader, Tensor, encode_reply, error_reply
-from gpu_server.wire.header import ReplyHeader, unpack_request
-
-
-class HandServer:
-    """A ROUTER that answers only when the test says so."""
-
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> None:
-        self.socket = context.socket(zmq.ROUTER)
-        self.socket.linger, self.socket.rcvtimeo = 0, 10_000
-        self.socket.bind(endpoint)
-
-    def receive(self) -> tuple[bytes, RequestHeader]:
-        peer, _, header, *_ = self.socket.recv_multipart()
-        return peer, unpack_request(header)
-
-    def answer(self, peer: bytes, request_id: bytes) -> None:
-        self.socket.send_multipart([peer, *encode_reply(ReplyHeader(v=1, id=request_id))])
-
-
-@pytest.fixture
-def serve(own_endpoint: str) -> Iterator[Callable[[], HandServer]]:
-    """Start a server, as often as one is needed; all are closed after the test."""
-    made: list[HandServer] = []
-
-    def start() -> HandServer:
-        made.append(HandServer(context, own_endpoint))
-        return made[-1]
-
-    with zmq.Context() as context:
-        yield start
-        for server in made:
-            server.socket.close()
+from gpu_server.wire.header import ReplyHeader
 
 
 @pytest.fixture
@@ -346,6 +315,9 @@ def test_no_wake_up_is_lost(server: HandServer, connection: Connection) -> None:
 
         def __init__(self, socket: Any) -> None:
             self.socket = socket
+
+        def fileno(self) -> int:
+            return self.socket.fileno()
 
         def recv(self, size: int) -> bytes:
             connection._wake()

@@ -1,0 +1,35 @@
+"""A server that answers only when the test says so."""
+
+from __future__ import annotations
+
+import zmq
+
+from gpu_server.wire import RequestHeader, encode_reply
+from gpu_server.wire.header import ReplyHeader, unpack_request
+
+GREETING = b"c"
+"""The id of the `hello` that a connection asks for itself."""
+
+
+class HandServer:
+    """A ROUTER; `receive` answers greetings as they come and returns what comes after them."""
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> None:
+        self.socket = context.socket(zmq.ROUTER)
+        self.socket.linger, self.socket.rcvtimeo = 0, 10_000
+        self.socket.bind(endpoint)
+
+    def receive(self) -> tuple[bytes, RequestHeader]:
+        while True:
+            peer, header = self.receive_first()
+            if header.id != GREETING:
+                return peer, header
+            self.answer(peer, header.id)
+
+    def receive_first(self) -> tuple[bytes, RequestHeader]:
+        """What comes next, a greeting or not."""
+        peer, _, header, *_ = self.socket.recv_multipart()
+        return peer, unpack_request(header)
+
+    def answer(self, peer: bytes, request_id: bytes) -> None:
+        self.socket.send_multipart([peer, *encode_reply(ReplyHeader(v=1, id=request_id))])
