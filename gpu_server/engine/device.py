@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import torch
 
@@ -35,6 +38,13 @@ def choose(wanted: str) -> torch.device:
 
 
 def prepare(device: torch.device, threads: int) -> None:
+    """Settle torch for serving, and take the device."""
+    settle(device, threads)
+    with waking(device):
+        pass
+
+
+def settle(device: torch.device, threads: int) -> None:
     """Settle torch for serving: thread count, no gradients, kept kernels, and no cuDNN attention.
 
     cuDNN attention plans anew for each shape (about 62 ms and host memory that stays), which padded and user models
@@ -43,9 +53,22 @@ def prepare(device: torch.device, threads: int) -> None:
     torch.set_num_threads(threads or cores.available())
     torch.set_grad_enabled(False)
     if device.type == "cuda":
-        torch.cuda.set_device(device)
         kernel_cache.keep()
         torch.backends.cuda.enable_cudnn_sdp(os.environ.get("GPU_SERVER_CUDNN_ATTENTION") == "1")
+
+
+@contextmanager
+def waking(device: torch.device) -> Iterator[None]:
+    """Take the device, whose context is made in a thread while the caller imports. Raises what torch says of a failure."""
+    if device.type == "cuda":
+        # It holds the interpreter's lock, and the thread is then left with the driver alone, which does not.
+        torch.cuda.init()
+    with ThreadPoolExecutor(1, "device") as aside:
+        woken = aside.submit(lambda: torch.empty(1, device=device))
+        yield
+        woken.result()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
 
 
 def describe(device: torch.device) -> str:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import inspect
 import math
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
-from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
@@ -15,8 +15,6 @@ from gpu_server.models.text.batch import Layout
 
 NAME = "gpu_server_packed"
 
-# torch 2.10 has `is_causal` and no window; 2.11 has `window_size`; 2.12 has `enable_gqa` too.
-_VARLEN_OPTIONS = frozenset(inspect.signature(varlen_attn).parameters)
 _FLASH_MAX_HEAD_DIM = 256
 
 
@@ -96,7 +94,15 @@ def _flash_can(q: torch.Tensor, v: torch.Tensor, rule: Rule) -> bool:
         return False
     dim = q.shape[-1]
     fits = dim == v.shape[-1] and dim % 8 == 0 and dim <= _FLASH_MAX_HEAD_DIM
-    return fits and (rule.reach is None or "window_size" in _VARLEN_OPTIONS)
+    return fits and (rule.reach is None or "window_size" in _varlen_options())
+
+
+@cache
+def _varlen_options() -> frozenset[str]:
+    """torch 2.10 has `is_causal` and no window; 2.11 has `window_size`; 2.12 has `enable_gqa` too."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    return frozenset(inspect.signature(varlen_attn).parameters)
 
 
 def _tiled(
@@ -114,18 +120,22 @@ def _tiled(
 
 def _varlen(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: Layout, rule: Rule) -> torch.Tensor:
     """Flash attention over `[tokens, heads, dim]`, all sequences in one kernel."""
+    # Not before it is needed: it brings torch's compiler.
+    from torch.nn.attention.varlen import varlen_attn
+
+    known = _varlen_options()
     options: dict[str, Any] = {}
-    if "window_size" in _VARLEN_OPTIONS:
+    if "window_size" in known:
         side = -1 if rule.reach is None else rule.reach
         options["window_size"] = (side, 0 if rule.causal else side)
     else:
         options["is_causal"] = rule.causal
-    if "scale" in _VARLEN_OPTIONS:
+    if "scale" in known:
         options["scale"] = rule.scale
     else:
         q = q * (rule.scale * math.sqrt(q.shape[-1]))
     groups = q.shape[1] // k.shape[1]
-    if groups > 1 and "enable_gqa" in _VARLEN_OPTIONS:
+    if groups > 1 and "enable_gqa" in known:
         options["enable_gqa"] = True
     elif groups > 1:
         k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)

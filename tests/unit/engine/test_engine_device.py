@@ -56,6 +56,29 @@ def test_preparing_the_cpu(threads: None) -> None:
     assert devices.describe(torch.device("cpu")) == "cpu"
 
 
+def test_a_gpu_is_taken_when_its_context_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[object] = []
+    gpu = torch.device("cuda:1")
+    monkeypatch.setattr(torch.cuda, "init", lambda: done.append("init"))
+    monkeypatch.setattr(torch, "empty", lambda size, device: done.append((size, device)))
+    monkeypatch.setattr(torch.cuda, "set_device", done.append)
+    with devices.waking(gpu):
+        pass
+    assert done == ["init", (1, gpu), gpu]
+
+
+def test_a_device_that_does_not_wake_is_told_of_after_the_imports(monkeypatch: pytest.MonkeyPatch) -> None:
+    imported: list[str] = []
+
+    def fail(size: int, device: torch.device) -> None:
+        raise torch.AcceleratorError("CUDA error: out of memory")
+
+    monkeypatch.setattr(torch, "empty", fail)
+    with pytest.raises(torch.AcceleratorError), devices.waking(torch.device("cpu")):
+        imported.append("all")
+    assert imported == ["all"]
+
+
 @pytest.mark.parametrize(
     ("error", "full", "lost"),
     [

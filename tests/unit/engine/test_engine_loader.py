@@ -21,7 +21,7 @@ from gpu_server.wire.events import EngineSpec, ModelSpec
 CPU = torch.device("cpu")
 MODULE = "user_models"
 ENGINE = EngineSpec(
-    endpoint="", device="cpu", threads=1, max_memory_mb=0, max_batch_tokens=100, max_batch_items=10, batches_in_flight=2,
+    device="cpu", threads=1, max_memory_mb=0, max_batch_tokens=100, max_batch_items=10, batches_in_flight=2,
     max_batch_bytes=1, graphs=False, compiled=False, fused=False, log_level="info", log_format="text", models=(),
 )  # fmt: skip
 DUCK = """
