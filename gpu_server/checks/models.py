@@ -51,7 +51,6 @@ def _loaded(model: dict[str, object], device: str) -> Finding:
 def _spec(config: Config) -> EngineSpec:
     engine = config.engine
     return EngineSpec(
-        endpoint="",
         device=engine.device,
         threads=engine.threads,
         max_memory_mb=engine.max_memory_mb,

@@ -1,18 +1,18 @@
-"""The daemon's side of one engine process: its start, its pipe, its socket, the batches it has."""
+"""The daemon's side of one engine process: its start, its pipe, its channel, the batches it has."""
 
 from __future__ import annotations
 
 import contextlib
 import math
 import multiprocessing
+import socket as sockets
 import time
 from collections.abc import Callable
 from typing import Literal
 
 import msgspec
-import zmq
 
-from gpu_server import multipart
+from gpu_server.channel import Channel
 from gpu_server.daemon import requestlog
 from gpu_server.daemon.request import Batch
 from gpu_server.daemon.spawn import run_engine
@@ -42,7 +42,7 @@ class EngineLink:
     reason, `dead` when its process ended without one.
     """
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], spec: EngineSpec) -> None:
+    def __init__(self, spec: EngineSpec) -> None:
         self.state: LinkState = "loading"
         self.event = Event(kind="progress", phase="starting")
         self.heard = time.monotonic()
@@ -53,15 +53,15 @@ class EngineLink:
         self.batches: dict[bytes, Batch] = {}
         self._answered = -math.inf
         self._awaited: dict[bytes, str] = {}
-        self._endpoint = spec.endpoint
-        self.socket = context.socket(zmq.DEALER)
-        self.socket.linger = 0
         spawn = multiprocessing.get_context("spawn")
-        self._pipe, theirs = spawn.Pipe()
+        self._pipe, their_pipe = spawn.Pipe()
+        ours, theirs = sockets.socketpair()
+        self.channel = Channel(ours)
         self._process = spawn.Process(
-            target=run_engine, args=(pack(spec), theirs), name="gpu-server-engine", daemon=False
+            target=run_engine, args=(pack(spec), their_pipe, theirs), name="gpu-server-engine", daemon=False
         )
         self._process.start()
+        their_pipe.close()
         theirs.close()
 
     @property
@@ -97,16 +97,15 @@ class EngineLink:
         requestlog.sent(batch)
         self.batches[key] = batch
         frames = encode_request(header, batch.inputs(), MAX_BATCH_HEADER_BYTES)
-        multipart.send(self.socket, frames, copy=False)
+        self.channel.send(frames)
 
     def receive(self, done: BatchDone) -> None:
         """Read all answers that have come; `done` is called for each batch."""
         while True:
             try:
-                frames = multipart.receive(self.socket)
-            except zmq.Again:
-                return
-            try:
+                frames = self.channel.receive()
+                if frames is None:
+                    return
                 header, outputs = decode_reply(frames)
             except ProtocolError:
                 # An engine that no longer speaks the protocol cannot be trusted with anything else.
@@ -155,7 +154,7 @@ class EngineLink:
         return max(next(iter(self.batches.values())).sent, self._answered) if self.batches else math.inf
 
     def reap(self) -> bool:
-        """Free the process and the socket if the process has ended; whether it has."""
+        """Free the process and the channel if the process has ended; whether it has."""
         if self._process.is_alive():
             return False
         self.close()
@@ -166,7 +165,7 @@ class EngineLink:
         return self._process.exitcode
 
     def close(self) -> None:
-        """Reap the process, killing it if it does not end by itself, and free its socket."""
+        """Reap the process, killing it if it does not end by itself, and free its channel."""
         self._process.join(STOP_GRACE_S)
         if self._process.is_alive():
             self._process.kill()
@@ -174,7 +173,7 @@ class EngineLink:
         self._process.close()
         with contextlib.suppress(OSError):
             self._pipe.close()
-        self.socket.close()
+        self.channel.close()
 
     def _handle(self, event: Event) -> None:
         self.heard = time.monotonic()
@@ -191,7 +190,6 @@ class EngineLink:
             self.state = "failed"
         elif event.kind == "ready":
             self.models = {m.name: m for m in event.models}
-            self.socket.connect(self._endpoint)
             self._fetch_tokenizers()
             self._ready_when_complete()
 
@@ -200,7 +198,7 @@ class EngineLink:
             key = b"t%d" % number
             self._awaited[key] = info.name
             header = RequestHeader(v=VERSION, id=key, op="tokenizer", model=info.name)
-            self.socket.send_multipart(encode_request(header))
+            self.channel.send(encode_request(header))
 
     def _ready_when_complete(self) -> None:
         if not self._awaited and self.event.kind == "ready":

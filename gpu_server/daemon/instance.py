@@ -17,7 +17,6 @@ SOCKET_MODE = 0o660
 FOLDER_MODE = 0o750
 LOCK_TRIES = 10
 LOCK_PAUSE_S = 0.02
-_ENGINE_SUFFIX = ".e"
 _CONTROL_SUFFIX = ".ctl"
 
 
@@ -36,17 +35,13 @@ class Instance:
         self.endpoint = endpoint
         self._adopted = adopted
         self._socket = endpoints.ipc_path(endpoint)
-        # A tcp endpoint has no file of its own: its lock and the engine's socket go where this user's socket would.
+        # A tcp endpoint has no file of its own: its lock and the control socket go where this user's socket would.
         self._base = self._socket or _tcp_base(endpoint)
         self.control_endpoint = control_endpoint(endpoint)
         endpoints.check(self.control_endpoint)
         _prepare_folder(self._base.parent)
         self._lock = self._take_lock()
         self._sweep()
-
-    def engine_endpoint(self, number: int) -> str:
-        """Where engine process `number` serves: beside the daemon's own socket, in the same private folder."""
-        return f"ipc://{self._base}{_ENGINE_SUFFIX}{number % 10}"
 
     def secure_socket(self) -> None:
         """Let owner and group connect, nobody else; call after bind."""
@@ -77,9 +72,8 @@ class Instance:
         return handle
 
     def _sweep(self) -> None:
-        for suffix in (_CONTROL_SUFFIX, *(f"{_ENGINE_SUFFIX}{number}" for number in range(10))):
-            with suppress(OSError):
-                os.unlink(f"{self._base}{suffix}")
+        with suppress(OSError):
+            os.unlink(f"{self._base}{_CONTROL_SUFFIX}")
 
 
 def _lock(handle: IO[str]) -> bool:

@@ -45,6 +45,8 @@ log = logging.getLogger(__name__)
 
 STOP_LINGER_MS = 500
 GC_THRESHOLD = 50_000
+READ_WRITE = int(zmq.POLLIN | zmq.POLLOUT)
+NEVER = 0
 
 OnStatus = Callable[[Status], None]
 
@@ -202,7 +204,7 @@ class Daemon:
             self._poller.register(self._authenticator.socket, zmq.POLLIN)
         self._links: tuple[EngineLink, ...] = ()
         self._watched: list[int] = []
-        self._watched_sockets: list[zmq.Socket[bytes]] = []
+        self._channels: list[int] = []
 
     def _take_signals(self) -> None:
         """Each signal wakes the loop, which then looks at what it has noted."""
@@ -215,6 +217,7 @@ class Daemon:
     def _main_loop(self) -> None:
         service, router, supervisor = self._service, self._router, self._supervisor
         while not self._finished():
+            self._watch_channels()
             events = dict(self._poller.poll(self._timeout_ms()))
             if router.socket in events:
                 router.receive(service.handle)
@@ -229,7 +232,7 @@ class Daemon:
                 if self._scrape is not None:
                     self._scrape.collect(self._view.metrics)
             for link in supervisor.links:
-                if link.socket in events:
+                if link.channel.fileno() in events:
                     link.receive(service.batch_done)
             self._hear_owner(events)
             if self._engine_spoke(events):
@@ -310,10 +313,9 @@ class Daemon:
             timers.append(now + RETRY_S)
         return max(0, math.ceil((min(t for t in timers if t is not None) - now) * 1000))
 
-    def _spawn_engine(self, number: int, models: Models, device: str, gentle: bool) -> EngineLink:
+    def _spawn_engine(self, models: Models, device: str, gentle: bool) -> EngineLink:
         engine = self._config.engine
         spec = EngineSpec(
-            endpoint=self._instance.engine_endpoint(number),
             device=device or engine.device,
             threads=engine.threads,
             max_memory_mb=engine.max_memory_mb,
@@ -329,17 +331,24 @@ class Daemon:
             models=models,
             gentle=gentle,
         )
-        return EngineLink(self._context, spec)
+        return EngineLink(spec)
 
     def _watch_engines(self) -> None:
-        """Poll the engines' pipes, exits and sockets, and no others."""
-        for watched in (*self._watched, *self._watched_sockets):
-            self._poller.unregister(watched)
+        """Poll the engines' pipes, exits and channels, and no others."""
+        for watched in (*self._watched, *self._channels):
+            self._poller.register(watched, NEVER)
         self._links = self._supervisor.links
         self._watched = [fd for link in self._links for fd in link.filenos()]
-        self._watched_sockets = [link.socket for link in self._links]
-        for watched in (*self._watched, *self._watched_sockets):
+        self._channels = [link.channel.fileno() for link in self._links]
+        for watched in self._watched:
             self._poller.register(watched, zmq.POLLIN)
+
+    def _watch_channels(self) -> None:
+        """Poll for answers, and for room where a batch has not gone in whole, until the engine is gone."""
+        for link, descriptor in zip(self._links, self._channels, strict=True):
+            channel = link.channel
+            events = READ_WRITE if channel.unsent else zmq.POLLIN
+            self._poller.register(descriptor, NEVER if channel.closed else events)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._signals += 1

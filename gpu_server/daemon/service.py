@@ -58,6 +58,7 @@ log = logging.getLogger(__name__)
 LATE = "the deadline passed before the answer was ready"
 MAX_ATTEMPTS = 2
 Documents = Callable[[bytes, RequestHeader, Tensors], Tensors]
+Operation = Callable[[bytes, RequestHeader, Tensors], None]
 
 
 class Service:
@@ -98,19 +99,13 @@ class Service:
         self._answers = Answers(
             scheduler, self._ledger, metrics, self._quarantine, clock, send, self._version_of
         )
-        self._max_early_bytes = max_early_bytes
         self._early = WaitingRoom(max_early_bytes, self._answers.refuse)
         self._send = send
         self._documents = documents
         self._text = text
         self._default_deadline_s = default_deadline_s
         self._batches_in_flight = batches_in_flight
-        self._operations: dict[str, Callable[[bytes, RequestHeader, Tensors], None]] = {
-            "infer": self._infer,
-            "cancel": self._cancel,
-            "tokenizer": self._tokenizer,
-            **dict.fromkeys(("hello", "status", "metrics", "history", "report"), self._document),
-        }
+        self._operations = self._offered()
 
     @property
     def open_requests(self) -> int:
@@ -130,6 +125,14 @@ class Service:
             self._refuse_malformed(peer, frames, error)
             return
         self._operate(peer, header, inputs)
+
+    def _offered(self) -> dict[str, Operation]:
+        return {
+            "infer": self._infer,
+            "cancel": self._cancel,
+            "tokenizer": self._tokenizer,
+            **dict.fromkeys(("hello", "status", "metrics", "history", "report"), self._document),
+        }
 
     def _operate(self, peer: bytes, header: RequestHeader, inputs: Tensors) -> None:
         operation = self._operations.get(header.op)
@@ -262,7 +265,7 @@ class Service:
 
     def _wait_for_models(self, peer: bytes, header: RequestHeader, inputs: Tensors) -> None:
         """Keep a request that came before the models. Raises ModelLoading where none is kept."""
-        if not self._max_early_bytes or self.draining:
+        if not self._early.max_bytes or self.draining:
             raise admission.loading(self.phase)
         left_s = header.deadline_ms / 1e3 if header.deadline_ms else self._default_deadline_s
         self._early.add((peer, header.id), Waiting(header, inputs, self._clock() + left_s))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import socket as sockets
 from importlib import import_module
 from multiprocessing.connection import Connection
 
 ENGINE = "gpu_server.engine.process"
 
 
-def run_engine(spec: bytes, pipe: Connection) -> None:
-    """Entry point of the engine process: an encoded EngineSpec and the pipe to the daemon."""
-    import_module(ENGINE).main(spec, pipe)
+def run_engine(spec: bytes, pipe: Connection, socket: sockets.socket) -> None:
+    """Entry point of the engine process: an encoded EngineSpec, the pipe to the daemon, and the socket for batches."""
+    import_module(ENGINE).main(spec, pipe, socket)

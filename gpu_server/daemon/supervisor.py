@@ -21,8 +21,8 @@ from gpu_server.wire.documents import EngineStatus
 log = logging.getLogger(__name__)
 
 SupervisorState = Literal["loading", "ready", "holding", "backoff", "failed", "stopping"]
-Spawn = Callable[[int, Models, str, bool], EngineLink]
-"""Makes a link from its ordinal, its models, the device it must use ("" before the first engine has chosen one), and whether
+Spawn = Callable[[Models, str, bool], EngineLink]
+"""Makes a link from its models, the device it must use ("" before the first engine has chosen one), and whether
 another engine serves while it loads."""
 END_LIMIT_S = 30.0
 
@@ -56,7 +56,6 @@ class Supervisor:
         self._on_hold = on_hold
         self._crashes = Crashes()
         self._reaper = Reaper(clock)
-        self._spawned = 0
         self._polled = self._retry_at = 0.0
         self._was_ready = False
         self._reason = ""
@@ -200,9 +199,7 @@ class Supervisor:
         self._note_links()
 
     def _new_link(self, models: Models) -> EngineLink:
-        link = self._spawn(self._spawned, models, self._device, self.link is not None)
-        self._spawned += 1
-        return link
+        return self._spawn(models, self._device, self.link is not None)
 
     def _note_links(self) -> None:
         self.links = tuple(x for x in (self.link, self.successor, self.retired) if x is not None)

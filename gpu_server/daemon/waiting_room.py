@@ -28,7 +28,7 @@ class WaitingRoom:
     """
 
     def __init__(self, max_bytes: int, refuse: Callable[[bytes, bytes, RemoteError], None]) -> None:
-        self._max_bytes = max_bytes
+        self.max_bytes = max_bytes
         self._refuse = refuse
         self._bytes = 0
         self._waiting: dict[Key, Waiting] = {}
@@ -41,7 +41,7 @@ class WaitingRoom:
         if key in self._waiting:
             raise InvalidRequest("this id is already outstanding on this connection")
         size = _size(waiting)
-        if len(self._waiting) >= MAX_WAITING or self._bytes + size > self._max_bytes:
+        if len(self._waiting) >= MAX_WAITING or self._bytes + size > self.max_bytes:
             raise Overloaded("too many requests wait for the first load", {"retry_after_ms": 1000})
         self._waiting[key] = waiting
         self._bytes += size

@@ -207,7 +207,6 @@ def _inputs(loaded: LoadedModel, lengths: list[int]) -> dict[str, Tensor]:
 
 def _spec(source: str, settings: config.EngineConfig) -> EngineSpec:
     return EngineSpec(
-        endpoint="",
         device=settings.device,
         threads=settings.threads,
         max_memory_mb=settings.max_memory_mb,

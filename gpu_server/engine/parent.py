@@ -6,29 +6,27 @@ import ctypes
 import os
 import signal
 import threading
-from collections.abc import Callable
 from multiprocessing.connection import Connection
 
 _PR_SET_PDEATHSIG = 1
 
 
-def die_with_parent(pipe: Connection, cleanup: Callable[[], None]) -> None:
-    """Arrange the end of this process: at once by the kernel when the daemon dies, after `cleanup` when the pipe closes.
+def die_with_parent(pipe: Connection) -> None:
+    """Arrange the end of this process: by the kernel when the daemon dies, or when the pipe closes.
 
     Signals meant for the daemon (Ctrl-C and systemd's TERM reach the whole group) are ignored here: the daemon drains first.
     """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    threading.Thread(target=_wait_for_eof, args=(pipe, cleanup), name="parent", daemon=True).start()
+    threading.Thread(target=_wait_for_eof, args=(pipe,), name="parent", daemon=True).start()
 
 
-def _wait_for_eof(pipe: Connection, cleanup: Callable[[], None]) -> None:
+def _wait_for_eof(pipe: Connection) -> None:
     try:
         pipe.recv_bytes()
     except (EOFError, OSError):
         pass
     finally:
-        cleanup()
         os._exit(0)
 
 

@@ -6,6 +6,7 @@ import gc
 import importlib.util
 import logging
 import os
+import socket as sockets
 import sys
 import threading
 from collections.abc import Callable
@@ -14,11 +15,9 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-import zmq
-
-from gpu_server import endpoint as endpoints
-from gpu_server import logs
-from gpu_server.engine import parent, priority
+from gpu_server import logs, source
+from gpu_server.channel import Channel
+from gpu_server.engine import imports, parent, priority
 from gpu_server.errors import (
     ConfigError,
     DeviceLost,
@@ -41,25 +40,23 @@ log = logging.getLogger(__name__)
 Tell = Callable[[Event], None]
 
 GC_THRESHOLD = 50_000
-LOADING_FROM = 0.15
-"""How far a start has come when the models begin to load."""
+LOADING_FROM = 0.5
+"""How far a start has come when the models begin to load: until then it imports."""
 
 
-def main(spec_bytes: bytes, pipe: Connection) -> None:
+def main(spec_bytes: bytes, pipe: Connection, socket: sockets.socket) -> None:
     """Serve as the spec says until the daemon goes; exits the process, never returns an error."""
     parent.kill_with_parent()
     spec = unpack_spec(spec_bytes)
-    socket_path = endpoints.ipc_path(spec.endpoint)
-    parent.die_with_parent(pipe, lambda: _unlink(socket_path))
+    parent.die_with_parent(pipe)
     logs.setup(spec.log_level, spec.log_format, "engine")
     tell = _teller(pipe)
     serving = False
     try:
-        with zmq.Context() as context, context.socket(zmq.ROUTER) as socket:
-            with priority.lowered() if spec.gentle else nullcontext():
-                server = _start(spec, tell, socket)
-            serving = True
-            server.serve()
+        with priority.lowered() if spec.gentle else nullcontext():
+            server = _start(spec, tell, Channel(socket))
+        serving = True
+        server.serve()
     except Exception as error:  # noqa: BLE001 - the process boundary: every end is told to the daemon
         sys.exit(_report(tell, error, serving))
 
@@ -75,25 +72,22 @@ def _teller(pipe: Connection) -> Tell:
     return tell
 
 
-def _start(spec: EngineSpec, tell: Tell, socket: zmq.Socket[bytes]) -> EngineServer:
-    """Load every model, bind the socket and say ready."""
+def _start(spec: EngineSpec, tell: Tell, channel: Channel) -> EngineServer:
+    """Load every model and say ready."""
 
     def progress(phase: str, done: float, device: str = "") -> None:
         tell(Event(kind="progress", phase=phase, progress=done, device=device))
 
-    progress("importing torch", 0.02)
-    _prepare_torch()
+    with imports.uncollected():
+        device = _import(spec, progress)
     from gpu_server.engine import device as devices
     from gpu_server.engine import gpu, memory
     from gpu_server.engine.server import EngineServer
 
-    device = devices.choose(spec.device)
-    devices.prepare(device, spec.threads)
     memory.bound(device, spec.max_memory_mb)
     name = devices.describe(device)
     progress("device ready", LOADING_FROM, name)
     models = _load(spec, device, progress)
-    _bind(socket, spec.endpoint)
     taken = [loaded.memory for loaded in models.values()]
     reporter = memory.Reporter(
         device, spec.max_memory_mb, taken, lambda seen: tell(Event(kind="memory", memory=seen))
@@ -104,12 +98,27 @@ def _start(spec: EngineSpec, tell: Tell, socket: zmq.Socket[bytes]) -> EngineSer
     tell(Event(kind="ready", progress=1.0, device=name, models=infos))
     gpu.watch(memory.uuid(device), lambda seen: tell(Event(kind="gpu", gpu=seen)))
     return EngineServer(
-        socket,
+        channel,
         models,
         in_flight=spec.batches_in_flight,
         max_bytes=spec.max_batch_bytes,
         after_batch=reporter.tick,
     )
+
+
+def _import(spec: EngineSpec, progress: Callable[[str, float], None]) -> torch.device:
+    """Import what the models need, and take the device meanwhile."""
+    progress("importing torch", 0.02)
+    _prepare_torch()
+    from gpu_server.engine import device as devices
+
+    device = devices.choose(spec.device)
+    devices.settle(device, spec.threads)
+    with devices.waking(device):
+        if any(source.kind_of(model.source) != "class" for model in spec.models):
+            progress("importing transformers", 0.2)
+            imports.text_models()
+    return device
 
 
 def _prepare_torch() -> None:
@@ -136,13 +145,6 @@ def _load(
 
         models[model.name] = load(model, spec, device, loading)
     return models
-
-
-def _bind(socket: zmq.Socket[bytes], endpoint: str) -> None:
-    socket.linger = 0
-    socket.sndhwm = socket.rcvhwm = 0
-    os.umask(0o177)
-    socket.bind(endpoint)
 
 
 def _freeze() -> None:
@@ -190,8 +192,3 @@ def _where(error: Exception) -> str:
     if trace is None:
         return ""
     return f" ({Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno})"
-
-
-def _unlink(path: Path | None) -> None:
-    if path is not None:
-        path.unlink(missing_ok=True)

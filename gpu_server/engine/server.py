@@ -1,15 +1,15 @@
-"""The engine's request/reply socket: one thread that receives batches, keeps two on the device, and replies."""
+"""The engine's end of its channel: one thread that receives batches, keeps two on the device, and replies."""
 
 from __future__ import annotations
 
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
-import zmq
 
+from gpu_server.channel import Channel
 from gpu_server.engine.loader import LoadedModel
 from gpu_server.engine.runner import Pending
 from gpu_server.errors import (
@@ -48,74 +48,67 @@ class EngineServer:
 
     def __init__(
         self,
-        socket: zmq.Socket[bytes],
+        channel: Channel,
         models: Mapping[str, LoadedModel],
         *,
         in_flight: int,
         max_bytes: int,
         after_batch: Callable[[], None] = lambda: None,
     ) -> None:
-        self._socket = socket
+        self._channel = channel
         self._models = models
         self._in_flight = in_flight
         self._after_batch = after_batch
         self._limits = Limits(
             max_frame_bytes=max_bytes, max_request_bytes=max_bytes, max_items=MAX_BATCH_ITEMS
         )
-        self._pending: deque[tuple[bytes, RequestHeader, Pending]] = deque()
+        self._pending: deque[tuple[RequestHeader, Pending]] = deque()
         self._last_end = 0.0
 
     def serve(self) -> None:
-        """Run until the process ends.
+        """Run until the daemon is gone.
 
         The next batch is enqueued while the last one runs, also if it comes only then: waiting for the device would keep a
         core as busy as looking for both does.
         """
-        while True:
-            frames = self._receive(wait=not self._pending)
+        while not self._channel.closed:
+            frames = self._channel.receive(wait=not self._pending)
             if frames is not None:
-                self._accept(frames[0], frames[1:])
-            if self._pending and (len(self._pending) >= self._in_flight or self._pending[0][2].ready()):
+                self._accept(frames)
+            if self._pending and (len(self._pending) >= self._in_flight or self._pending[0][1].ready()):
                 self._reply(*self._pending.popleft())
                 self._after_batch()
 
-    def _receive(self, *, wait: bool) -> list[bytes] | None:
-        try:
-            return self._socket.recv_multipart(0 if wait else zmq.NOBLOCK)
-        except zmq.Again:
-            return None
-
-    def _accept(self, peer: bytes, frames: list[bytes]) -> None:
+    def _accept(self, frames: Sequence[Buffer]) -> None:
         try:
             header, inputs = decode_request(frames, self._limits, MAX_BATCH_HEADER_BYTES)
-            self._run(peer, header, inputs)
+            self._run(header, inputs)
         except ProtocolError as error:
-            self._send(peer, error_reply(error.request_id, error.code, str(error), details=error.details))
+            self._channel.send(error_reply(error.request_id, error.code, str(error), details=error.details))
 
-    def _run(self, peer: bytes, header: RequestHeader, inputs: Tensors) -> None:
+    def _run(self, header: RequestHeader, inputs: Tensors) -> None:
         loaded = self._models.get(header.model)
         try:
             if loaded is None:
                 raise ModelNotFound(f"model {header.model!r} is not loaded here")
             if header.op == "infer" and inputs:
-                self._pending.append((peer, header, loaded.runner.enqueue(inputs, header.params)))
+                self._pending.append((header, loaded.runner.enqueue(inputs, header.params)))
             elif header.op == "tokenizer":
                 data = loaded.model.tokenizer_json()
                 if data is None:
                     raise InternalError(f"model {header.model!r} gave no tokenizer")
-                self._send(
-                    peer, encode_reply(ReplyHeader(v=VERSION, id=header.id), document("tokenizer", data))
-                )
+                reply = ReplyHeader(v=VERSION, id=header.id)
+                self._channel.send(encode_reply(reply, document("tokenizer", data)))
             else:
-                raise UnsupportedOperation(f"operation {header.op!r} is not offered on the engine's socket")
+                raise UnsupportedOperation(f"operation {header.op!r} is not offered by an engine")
         except RemoteError as error:
-            self._refuse(peer, header, error)
+            self._refuse(header, error)
 
-    def _reply(self, peer: bytes, header: RequestHeader, pending: Pending) -> None:
+    def _reply(self, header: RequestHeader, pending: Pending) -> None:
         try:
             outputs, item_errors = pending.wait()
         except RemoteError as error:
-            self._refuse(peer, header, error, self._timing(pending))
+            self._refuse(header, error, self._timing(pending))
             return
         timing = self._timing(pending)
         _tell("batch ran", header, compute_ms=timing.compute_us / 1e3, failed_items=len(item_errors))
@@ -123,20 +116,19 @@ class EngineServer:
         try:
             frames = encode_reply(reply, outputs)
         except ProtocolError as error:
-            self._refuse(peer, header, ModelFailed(f"{len(item_errors)} items failed: {error}"), timing)
+            self._refuse(header, ModelFailed(f"{len(item_errors)} items failed: {error}"), timing)
         else:
-            self._send(peer, frames)
+            self._channel.send(frames)
 
     def _refuse(
         self,
-        peer: bytes,
         header: RequestHeader,
         error: RemoteError,
         timing: Timing | msgspec.UnsetType = msgspec.UNSET,
     ) -> None:
         _tell("batch failed", header, code=error.code, reason=error.message)
         frames = error_reply(header.id, error.code, error.message, error.retryable, error.details, timing)
-        self._send(peer, frames)
+        self._channel.send(frames)
 
     def _timing(self, pending: Pending) -> Timing:
         """The batch's own time on the device, from its start or the end of the one before it; and the cost that fits."""
@@ -144,9 +136,6 @@ class EngineServer:
         seconds = now - max(pending.started, self._last_end)
         self._last_end = now
         return Timing(compute_us=int(seconds * 1e6), batch_tokens=pending.fitting)
-
-    def _send(self, peer: bytes, frames: list[Buffer]) -> None:
-        self._socket.send_multipart([peer, *frames], copy=False)
 
 
 def _tell(event: str, header: RequestHeader, **facts: object) -> None:

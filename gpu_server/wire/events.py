@@ -32,9 +32,8 @@ class Event(msgspec.Struct, omit_defaults=True, kw_only=True):
 
 
 class EngineSpec(msgspec.Struct, kw_only=True):
-    """What the daemon tells a new engine: where to serve and what to load. gentle: another engine serves meanwhile."""
+    """What the daemon tells a new engine: what to load, and how. gentle: another engine serves meanwhile."""
 
-    endpoint: str
     device: str
     threads: int
     max_memory_mb: int

@@ -139,7 +139,6 @@ def load_ours(folder: str, device: torch.device, options: argparse.Namespace) ->
     """Load and warm up as the engine process does."""
     model = ModelSpec(name="bench", source=folder, dtype=options.dtype)
     spec = EngineSpec(
-        endpoint="",
         device=str(device),
         threads=options.threads,
         max_memory_mb=0,

@@ -40,6 +40,7 @@ CLIENT_SIDE = rule(
     "per_process",
     "curve",
     "handshakes",
+    "dealer",
     "deadline",
     "sending",
     "sizes",
@@ -63,11 +64,13 @@ RULES = {
     "gpu_server.tokenizing": rule("wire", "pairs", never=GPU | WEB | {"zmq"}),
     "gpu_server.pairs": rule(never=GPU | WEB | {"zmq"}),
     "gpu_server.multipart": rule("wire", never=GPU | WEB),
+    "gpu_server.channel": rule("wire", never=GPU | WEB | {"zmq"}),
     "gpu_server.deadline": rule(never=GPU | WEB | {"zmq"}),
     "gpu_server.sizes": rule("wire", never=GPU | WEB | {"zmq"}),
     "gpu_server.scores": rule("wire", never=GPU | WEB | {"zmq"}),
     "gpu_server.curve": rule("config", "endpoint", never=GPU | WEB),
     "gpu_server.handshakes": CLIENT_SIDE,
+    "gpu_server.dealer": rule(never=GPU | WEB),
     "gpu_server.calls": CLIENT_SIDE,
     "gpu_server.text_calls": CLIENT_SIDE,
     "gpu_server.connection": CLIENT_SIDE,
@@ -77,10 +80,10 @@ RULES = {
     "gpu_server.aio": CLIENT_SIDE,
     "gpu_server.testing": CLIENT_SIDE,
     "gpu_server.daemon": rule(
-        "wire", "config", "curve", "endpoint", "logs", "multipart", "source", "tokenizing", never=GPU | WEB
+        "channel", "wire", "config", "curve", "endpoint", "logs", "multipart", "source", "tokenizing", never=GPU | WEB
     ),
     "gpu_server.engine": rule(
-        "wire", "config", "endpoint", "logs", "source", "tokenizing", "models", never=WEB
+        "channel", "wire", "config", "endpoint", "logs", "source", "tokenizing", "models", never=WEB
     ),
     "gpu_server.models": rule("wire", "config", "source", "tokenizing", never=WEB | {"zmq"}),
     "gpu_server.bench": rule(never=GPU | WEB | {"zmq"}),

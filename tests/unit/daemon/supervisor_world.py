@@ -42,9 +42,8 @@ class World:
         )
         self.supervisor.start()
 
-    def _spawn(self, number: int, models: tuple[ModelSpec, ...], device: str, gentle: bool) -> EngineLink:
-        assert number == len(self.links)
-        link = FakeLink(*(ModelInfo(name=spec.name) for spec in models), pid=100 + number)
+    def _spawn(self, models: tuple[ModelSpec, ...], device: str, gentle: bool) -> EngineLink:
+        link = FakeLink(*(ModelInfo(name=spec.name) for spec in models), pid=100 + len(self.links))
         link.heard = self.clock.now
         self.links.append(link)
         self.devices.append(device)

@@ -14,7 +14,7 @@ from running_daemon import until
 
 from gpu_server.daemon import router as routers
 from gpu_server.daemon.metrics import Metrics
-from gpu_server.daemon.router import BURST, DRAIN_CAP, MAX_FRAMES, SEND_HWM, Router
+from gpu_server.daemon.router import BURST, DRAIN_CAP, LENT_BYTES, MAX_FRAMES, SEND_HWM, Router
 from gpu_server.errors import EndpointError
 from gpu_server.wire import FAREWELL_ANSWER, Limits
 
@@ -133,6 +133,22 @@ def test_a_peer_that_never_reads_is_given_up_and_others_are_not_held_up(world: W
     world.router.send(good, [b"", b"answer"])
     world.router.flush()
     assert other.recv_multipart() == [b"", b"answer"]
+
+
+def test_large_replies_count_from_the_first_on_whatever_number_a_pipe_takes(world: World) -> None:
+    socket, peer = world.peer()
+    large = b"x" * LENT_BYTES
+    world.router.send(peer, [b"", large])
+    world.router.flush()
+    assert socket.recv_multipart() == [b"", large]
+    sent = 0
+    while not world.gone:
+        world.router.send(peer, [b"", large])
+        world.router.flush()
+        sent += 1
+        # The kernel takes some, and the peer one.
+        assert sent < SEND_HWM / 4
+    assert world.metrics.dropped["peer_slow"] == 1
 
 
 def test_a_peer_that_was_never_there(world: World) -> None:

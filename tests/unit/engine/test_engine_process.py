@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import socket as sockets
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +16,6 @@ from gpu_server.errors import ConfigError, DeviceLost, OutOfMemory
 from gpu_server.wire.events import EngineSpec, Event, pack, unpack_event
 
 SPEC = EngineSpec(
-    endpoint="ipc:///nowhere/engine",
     device="cpu",
     threads=1,
     max_memory_mb=0,
@@ -46,7 +46,7 @@ class Server:
 def end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Exception, bool], tuple[Event, object]]:
     """Run an engine into an error, while it starts or while it serves; gives its last event and exit code."""
     monkeypatch.setattr(parent, "kill_with_parent", lambda: None)
-    monkeypatch.setattr(parent, "die_with_parent", lambda pipe, then: None)
+    monkeypatch.setattr(parent, "die_with_parent", lambda pipe: None)
     monkeypatch.setattr(logs, "setup", lambda *settings: None)
 
     def run(error: Exception, serving: bool) -> tuple[Event, object]:
@@ -57,9 +57,10 @@ def end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Exception,
 
         monkeypatch.setattr(process, "_start", start)
         ours, theirs = multiprocessing.Pipe()
-        with ours, theirs:
+        batches, far = sockets.socketpair()
+        with ours, theirs, batches, far:
             with pytest.raises(SystemExit) as exit_:
-                process.main(pack(SPEC), theirs)
+                process.main(pack(SPEC), theirs, batches)
             return unpack_event(ours.recv_bytes()), exit_.value.code
 
     return run

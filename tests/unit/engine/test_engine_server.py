@@ -1,15 +1,16 @@
-"""The engine's socket: every batch gets its own answer, or one that says why not."""
+"""The engine's end of the channel: every batch gets its own answer, or one that says why not."""
 
 from __future__ import annotations
 
+import socket as sockets
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import zmq
 
+from gpu_server.channel import Channel
 from gpu_server.engine.loader import LoadedModel
 from gpu_server.engine.runner import Runner
 from gpu_server.engine.server import EngineServer
@@ -21,6 +22,7 @@ from gpu_server.wire.header import ErrorBody
 
 LAST = -1.0
 TOO_LARGE = -2.0
+WIDTH = 256
 Exchange = Callable[..., list[tuple[ReplyHeader, Tensors]]]
 
 
@@ -30,7 +32,7 @@ class Once(Model):
     check_finite = True
 
     def __init__(self) -> None:
-        self._buffer = torch.zeros(1 << 15)
+        self._buffer = torch.zeros(1 << 15, WIDTH)
 
     def forward(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         x = batch["x"]
@@ -39,36 +41,45 @@ class Once(Model):
         if TOO_LARGE in x:
             raise torch.OutOfMemoryError("CUDA out of memory")
         answer = self._buffer[: len(x)]
-        answer.copy_(x)
+        answer.copy_(x[:, None])
         return answer
 
 
 @pytest.fixture
 def exchange() -> Iterator[Exchange]:
-    """Send batches to an engine, all before it reads the first; gives its replies in order."""
-    with zmq.Context() as context, context.socket(zmq.ROUTER) as router, context.socket(zmq.DEALER) as dealer:
-        router.linger = dealer.linger = 0
-        dealer.rcvtimeo = 5000
-        router.bind("inproc://engine")
-        dealer.connect("inproc://engine")
+    """Send batches to an engine, all before it reads the first; gives its replies in order, read after the last has run."""
+    daemon, engine = map(Channel, sockets.socketpair())
 
-        def run(*batches: np.ndarray[Any, Any]) -> list[tuple[ReplyHeader, Tensors]]:
-            model = Once()
-            loaded = LoadedModel(model, Runner(model, torch.device("cpu")), ModelInfo(name="m"))
-            for number, batch in enumerate((*batches, np.array([LAST]))):
-                header = RequestHeader(v=1, id=bytes([number + 1]), op="infer", model="m")
-                inputs = {"x": Tensor.from_numpy(batch.astype(np.float32))}
-                dealer.send_multipart(encode_request(header, inputs))
-            server = EngineServer(router, {"m": loaded}, in_flight=2, max_bytes=1 << 24)
-            with pytest.raises(DeviceLost):
-                server.serve()
-            return [decode_reply(dealer.recv_multipart()) for _ in batches]
+    def run(*batches: np.ndarray[Any, Any]) -> list[tuple[ReplyHeader, Tensors]]:
+        for number, batch in enumerate((*batches, np.array([LAST]))):
+            header = RequestHeader(v=1, id=bytes([number + 1]), op="infer", model="m")
+            daemon.send(encode_request(header, {"x": Tensor.from_numpy(batch.astype(np.float32))}))
+        with pytest.raises(DeviceLost):
+            server(engine).serve()
+        return [decode_reply(sent(engine, daemon)) for _ in batches]
 
-        yield run
+    yield run
+    daemon.close()
+    engine.close()
+
+
+def server(channel: Channel) -> EngineServer:
+    model = Once()
+    loaded = LoadedModel(model, Runner(model, torch.device("cpu")), ModelInfo(name="m"))
+    return EngineServer(channel, {"m": loaded}, in_flight=2, max_bytes=1 << 24)
+
+
+def sent(source: Channel, to: Channel) -> list[memoryview]:
+    """The next message, of which `source` may have sent a part only."""
+    for _ in range(1000):
+        if (frames := to.receive()) is not None:
+            return frames
+        assert source.receive() is None
+    raise AssertionError("no message came")
 
 
 def test_an_answer_on_its_way_is_not_overwritten_by_the_next_batch(exchange: Exchange) -> None:
-    count = 1 << 15  # more than ZeroMQ copies
+    count = 1 << 13  # an answer is more than the socket takes
     replies = exchange(*(np.full(count, n) for n in range(4)))
     for number, (_, outputs) in enumerate(replies):
         assert (outputs["output"].to_numpy() == number).all()
@@ -79,13 +90,13 @@ def test_more_failed_items_than_a_reply_can_name_are_one_error(exchange: Exchang
     assert isinstance(refused.error, ErrorBody)
     assert (refused.id, refused.error.code) == (b"\1", "model_failed")
     assert refused.error.message.startswith("20000 items failed: reply header of")
-    assert (good.id, outputs["output"].to_numpy().tolist()) == (b"\2", [0, 1])
+    assert (good.id, outputs["output"].to_numpy()[:, 0].tolist()) == (b"\2", [0, 1])
 
 
 def test_items_that_fail_alone_are_named(exchange: Exchange) -> None:
     ((header, outputs),) = exchange(np.array([1, np.nan, 3]))
     assert [(error.item, error.code) for error in header.item_errors] == [(1, "model_failed")]
-    assert outputs["output"].to_numpy().tolist() == [1, 0, 3]
+    assert outputs["output"].to_numpy()[:, 0].tolist() == [1, 0, 3]
 
 
 def test_a_batch_of_which_nothing_fits_still_says_what_a_batch_may_cost(exchange: Exchange) -> None:
@@ -94,3 +105,10 @@ def test_a_batch_of_which_nothing_fits_still_says_what_a_batch_may_cost(exchange
     assert isinstance(header.timing, Timing)
     assert (header.error.code, outputs, header.timing.batch_tokens) == ("out_of_memory", {}, 1)
     assert header.timing.compute_us > 0
+
+
+def test_an_engine_without_a_daemon_ends() -> None:
+    daemon, engine = map(Channel, sockets.socketpair())
+    daemon.close()
+    server(engine).serve()
+    engine.close()
