@@ -139,7 +139,11 @@ def _write(path: Path, line: str, mode: int) -> None:
 
 
 def _read_public(path: Path) -> bytes:
-    key, _, _ = _read(path)[0].strip().partition(" ")
+    """The daemon's key. Raises ConfigError if it is none, or others than its owner could put their own in its place."""
+    text, mode = _read(path)
+    if mode & 0o022:
+        raise ConfigError(f"{path}: others than its owner may change who is trusted; run: chmod go-w {path}")
+    key, _, _ = text.strip().partition(" ")
     return _key(key, str(path))
 
 

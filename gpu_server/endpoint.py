@@ -68,6 +68,7 @@ def check_reachable(endpoint: str) -> None:
     """Say at once what a connect could only time out on, or should not trust: raises Unavailable or EndpointForbidden."""
     path = ipc_path(endpoint)
     if path is None:
+        _check_name(endpoint)
         return
     _check_owner(path.parent)
     if os.access(path, os.R_OK | os.W_OK):
@@ -115,6 +116,18 @@ def _check_owner(folder: Path) -> None:
             f"the socket's folder {folder} is not a folder of this user; another may have made it",
             {"folder": str(folder)},
         )
+
+
+def _check_name(endpoint: str) -> None:
+    """libzmq looks a host up again and again, and tells nobody that there is none."""
+    parts = urlsplit(endpoint)
+    try:
+        socket.getaddrinfo(parts.hostname, parts.port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or "not a host's name"
+        raise Unavailable(
+            f"the host of {endpoint} cannot be found: {reason}", {"endpoint": endpoint}
+        ) from None
 
 
 def _private_folder() -> Path:

@@ -45,7 +45,7 @@ def receive_with_last(
     return frames, frame, most_frames > 0
 
 
-def send(socket: zmq.Socket[bytes], frames: Sequence[Buffer], copy: bool = True) -> None:
+def send(socket: zmq.Socket[bytes], frames: Sequence[Buffer | zmq.Frame], copy: bool = True) -> None:
     """Send a message without waiting; raises zmq.Again when the pipe is full, before any frame has gone.
 
     copy: False lends large frames to libzmq, which must not change until they have left.

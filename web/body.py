@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
 from werkzeug.exceptions import BadRequest, UnsupportedMediaType
@@ -48,7 +49,7 @@ def decode(data: bytes, kind: type[T], lists: str = "") -> T:
     try:
         value: T = _decoder(kind).decode(data)
     except msgspec.ValidationError as error:
-        raise bad_field(str(error)) from None
+        raise bad_field(error, data, kind) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadRequest(f"malformed JSON: {_fault(data) or error}") from None
     return value
@@ -58,12 +59,37 @@ def _decoder(kind: Any) -> msgspec.json.Decoder[Any]:
     return _DECODERS.get(kind) or _DECODERS.setdefault(kind, msgspec.json.Decoder(kind))
 
 
-def bad_field(message: str) -> BadField:
-    """«Expected `int`, got `str` - at `$.a[1]`» as field `a[1]` and the rest."""
+def bad_field(
+    error: msgspec.ValidationError, data: bytes, kind: Any, parse: Callable[..., Any] = msgspec.json.decode
+) -> BadField:
+    """What is wrong with `data`, which is no `kind`.
+
+    «Expected `int`, got `str` - at `$.a[1]`» becomes field `a[1]` and the rest.
+    """
+    message = str(error)
     if missing := _MISSING.fullmatch(message):
         return BadField(missing[1], f"required, and missing; {SEE}")
     what, _, path = message.partition(" - at `$")
-    return BadField(path.rstrip("`").lstrip("."), f"{what[:1].lower()}{what[1:]}; {SEE}")
+    path = _with_key(path.rstrip("`").lstrip("."), data, kind, parse)
+    return BadField(path, f"{what[:1].lower()}{what[1:]}; {SEE}")
+
+
+def _with_key(path: str, data: bytes, kind: Any, parse: Callable[..., Any]) -> str:
+    """`inputs.x[0]` for `inputs[...][0]`: msgspec leaves out under which key of an object it found a mistake."""
+    field, unnamed, rest = path.partition("[...]")
+    hint = get_type_hints(kind, include_extras=True).get(field) if field and unnamed else kind
+    if not unnamed or hint is None:
+        return path
+    of = get_args(get_args(hint)[0] if get_origin(hint) is Annotated else hint)[1]
+    values = parse(data, type=dict[str, msgspec.Raw])
+    if field:
+        values = parse(values[field], type=dict[str, msgspec.Raw])
+    for key, value in values.items():
+        try:
+            parse(value, type=of)
+        except msgspec.ValidationError:
+            return f"{field}.{key}{rest}".lstrip(".")
+    return path
 
 
 def _fault(data: bytes) -> str:

@@ -30,7 +30,7 @@ def packed_request(call: Call) -> tuple[PackedInferRequest, dict[str, Tensor]]:
     try:
         body = msgspec.msgpack.decode(call.body(), type=PackedInferRequest)
     except msgspec.ValidationError as error:
-        raise bad_field(str(error)) from None
+        raise bad_field(error, call.body(), PackedInferRequest, msgspec.msgpack.decode) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadField("", f"malformed MessagePack: {error}") from None
     return body, {name: _unpacked(f"inputs.{name}", tensor) for name, tensor in body.inputs.items()}

@@ -12,7 +12,7 @@ from gpu_server import endpoint as endpoints
 from gpu_server.calls import Params
 from gpu_server.cli import bar
 from gpu_server.client import Client
-from gpu_server.errors import RemoteError
+from gpu_server.errors import RemoteError, Unavailable
 from gpu_server.wire.documents import Status, from_json
 
 POLL_S = 0.1
@@ -34,10 +34,11 @@ def run(
 
     url = url or endpoints.client_default()
     endpoints.check(url)
+    control_url = control_endpoint(url)
     # The pool is left last: an interrupt closes the client, which ends the call that the pool waits for.
     with (
         ThreadPoolExecutor(1) as pool,
-        Client(control_endpoint(url), timeout_s=timeout_s) as control,
+        Client(control_url, timeout_s=timeout_s) as control,
         Client(url, timeout_s=STATUS_TIMEOUT_S) as watcher,
     ):
         call = pool.submit(control.request, op=op, model=model, params=params)
@@ -47,7 +48,12 @@ def run(
                     _show(watcher.status())
         finally:
             bar.show("", 1.0)
-        return from_json(Status, call.result().outputs["document"].strings()[0])
+        try:
+            reply = call.result()
+        except Unavailable as error:
+            # People know the daemon by its endpoint, not by the socket beside it.
+            raise Unavailable(error.message.replace(control_url, url)) from None
+        return from_json(Status, reply.outputs["document"].strings()[0])
 
 
 def change(url: str | None, op: str, **options: Any) -> None:

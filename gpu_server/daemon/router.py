@@ -33,6 +33,8 @@ QUIET_MS = 20
 HAND_OVER_TURNS = 10
 FAREWELL_S = 0.5
 SEND_HWM = 256
+LENT_BYTES = 1 << 16
+"""Frames from this size on are lent to libzmq, which tells when they have left; of smaller ones a pipe holds little."""
 _UMASK_GROUP_ONLY = 0o117
 
 
@@ -63,6 +65,7 @@ class Router:
         self._max_bytes = limits.max_request_bytes + MAX_REQUEST_HEADER_BYTES
         self._ready: list[tuple[bytes, list[Buffer]]] = []
         self._unsent: dict[bytes, tuple[deque[list[Buffer]], int]] = {}
+        self._lent: dict[bytes, deque[tuple[zmq.MessageTracker, int]]] = {}
         self._given_up: set[bytes] = set()
         self._configure(limits)
         if secret_key is not None:
@@ -77,6 +80,8 @@ class Router:
             raise EndpointError(f"cannot bind {endpoint}: {zmq.strerror(error.errno or 0)}") from None
         finally:
             os.umask(previous)
+        # The first lent frame starts pyzmq's thread that learns of its end: now, so that the daemon grows no more later.
+        zmq.Frame(bytes(LENT_BYTES), track=True, copy=False)
         gate = Gate(self.socket.get_string(zmq.LAST_ENDPOINT), self._refused)
         self.peers = Peers(self.socket, self._disconnected, gate.accepted)
 
@@ -109,7 +114,7 @@ class Router:
             waiting, size = self._unsent[peer]
             try:
                 while waiting:
-                    multipart.send(self.socket, [peer, *waiting[0]])
+                    self._send(peer, waiting[0])
                     size -= _size(waiting.popleft())
                 del self._unsent[peer]
             except zmq.Again:
@@ -180,17 +185,39 @@ class Router:
                 self._keep(peer, frames)
                 continue
             try:
-                multipart.send(self.socket, [peer, *frames])
+                self._send(peer, frames)
             except zmq.Again:
                 self._keep(peer, frames)
             except zmq.ZMQError as error:
                 self._lost(peer, error)
 
+    def _send(self, peer: bytes, frames: list[Buffer]) -> None:
+        """Send a reply; raises zmq.Again while the peer's pipe is full or holds all that the peer may leave unread."""
+        if max(map(len, frames)) < LENT_BYTES:
+            multipart.send(self.socket, [peer, *frames])
+            return
+        in_pipe = self._in_pipe(peer)
+        if in_pipe and in_pipe + _size(frames) > self._max_peer_bytes:
+            raise zmq.Again
+        # A copy: a reply may be a part of a batch's buffer, which nobody else needs any more.
+        sent = [f if len(f) < LENT_BYTES else zmq.Frame(bytes(f), track=True, copy=False) for f in frames]
+        multipart.send(self.socket, [peer, *sent], copy=False)
+        # Not the frames themselves, which have left when nobody holds them.
+        lent = [(f.tracker, len(f)) for f in sent if isinstance(f, zmq.Frame)]
+        self._lent.setdefault(peer, deque()).extend(lent)
+
+    def _in_pipe(self, peer: bytes) -> int:
+        """Bytes of lent frames that have not left yet."""
+        lent = self._lent.get(peer, deque())
+        while lent and lent[0][0].done:
+            lent.popleft()
+        return sum(size for _, size in lent)
+
     def _keep(self, peer: bytes, frames: list[Buffer]) -> None:
-        """Keep a reply while the peer's pipe is full, up to `max_peer_bytes`."""
+        """Keep a reply while the peer's pipe is full; with what is in it, up to `max_peer_bytes`."""
         waiting, size = self._unsent.setdefault(peer, (deque(), 0))
         size += _size(frames)
-        if size > self._max_peer_bytes:
+        if size + self._in_pipe(peer) > self._max_peer_bytes:
             del self._unsent[peer]
             self._given_up.add(peer)
             self._metrics.dropped["peer_slow"] += len(waiting) + 1
@@ -212,6 +239,7 @@ class Router:
 
     def _disconnected(self, peer: bytes) -> None:
         self._given_up.discard(peer)
+        self._lent.pop(peer, None)
         waiting, _ = self._unsent.pop(peer, (deque(), 0))
         self._metrics.dropped["peer_gone"] += len(waiting)
         self._on_gone(peer)

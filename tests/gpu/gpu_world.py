@@ -1,16 +1,13 @@
-"""What tests of real CUDA faults look at: the driver's view of the device, the times of log lines, callers at load."""
+"""What tests of real CUDA faults look at: the driver's view of the device, and callers at load."""
 
 from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
 from collections import Counter
-from datetime import datetime
 from pathlib import Path
-from typing import NamedTuple
 
 import gpu_callers
 import torch
@@ -39,25 +36,6 @@ def _ask_driver(query: str) -> list[int]:
     command = ["nvidia-smi", "-i", "0", f"--query-{query}", "--format=csv,noheader,nounits"]
     answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
     return [int(line) for line in answer.stdout.split()]
-
-
-class Line(NamedTuple):
-    """One line of the daemon's log: Unix time, and what follows the event."""
-
-    at: float
-    rest: str
-
-    def value(self, key: str) -> float:
-        """A number among its values."""
-        found = re.search(rf"\b{key}=(-?[0-9.]+)", self.rest)
-        assert found, f"no {key} in {self.rest!r}"
-        return float(found[1])
-
-
-def lines(log: str, event: str) -> list[Line]:
-    """The daemon's lines of one event, in order."""
-    found = re.findall(rf"^(\S+Z) \w+ daemon {re.escape(event)}(?= |$)(.*)$", log, re.MULTILINE)
-    return [Line(datetime.fromisoformat(stamp).timestamp(), rest) for stamp, rest in found]
 
 
 class Asking:

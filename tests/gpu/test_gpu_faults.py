@@ -17,7 +17,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from gpu_world import CUDA, FAULT_MODELS, SIMULATED, Asking, compute_processes, lines, used_mib
+from daemon_log import lines
+from gpu_world import CUDA, FAULT_MODELS, SIMULATED, Asking, compute_processes, used_mib
 from running_daemon import ROOT, RunningDaemon, StartDaemon, alive, clean_environment, until
 
 from gpu_server.client import Client

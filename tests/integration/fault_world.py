@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import re
 import threading
 import time
@@ -20,6 +21,12 @@ def open_files(pid: int) -> int:
     return len(os.listdir(f"/proc/{pid}/fd"))
 
 
+def cpu_s(pid: int) -> float:
+    """For how long all threads of a process have run."""
+    # The number of a process's clock, as clock_getcpuclockid(3) makes it.
+    return time.clock_gettime(~pid << 3 | 2)
+
+
 def rss_bytes(pid: int) -> int:
     """Memory that a process holds."""
     return _memory(pid, "VmRSS")
@@ -30,9 +37,14 @@ def virtual_bytes(pid: int) -> int:
     return _memory(pid, "VmSize")
 
 
-def answers(client: Client, value: int) -> bool:
-    """Whether the model Numbers answers, and rightly."""
-    return bool(client.infer("Numbers", x=[value])["y"].tolist() == [2 * value + 1])  # type: ignore[union-attr]
+def answers(client: Client, value: int, model: str = "Numbers") -> bool:
+    """Whether the model Numbers, or one like it, answers, and rightly."""
+    return bool(client.infer(model, x=[value])["y"].tolist() == [2 * value + 1])  # type: ignore[union-attr]
+
+
+def p99_s(took_s: list[float]) -> float:
+    """The time within which 99 of 100 were done."""
+    return sorted(took_s)[len(took_s) * 99 // 100]
 
 
 def answers_now(client: Client) -> bool:
@@ -44,14 +56,18 @@ def answers_now(client: Client) -> bool:
 
 
 class Callers:
-    """Clients, each in a thread of its own, that ask Numbers all the time; use as a context manager, which ends them.
+    """Clients, each in a thread of its own, that ask a model all the time; use as a context manager, which ends them.
 
-    took_s: how long each answer took. errors: what came instead of answers. A wrong answer fails the test.
+    pause_s: how long each waits between two requests, on average. took_s: how long each answer took. errors: what came
+    instead of answers. A wrong answer fails the test.
     """
 
-    def __init__(self, running: RunningDaemon, count: int = 4, pause_s: float = 0.0) -> None:
+    def __init__(
+        self, running: RunningDaemon, count: int = 4, model: str = "Numbers", pause_s: float = 0.0
+    ) -> None:
         self.took_s: list[float] = []
         self.errors: list[RemoteError] = []
+        self._model = model
         self._pause_s = pause_s
         self._stop = threading.Event()
         self._clients = [Client(running.endpoint, timeout_s=30) for _ in range(count)]
@@ -63,11 +79,11 @@ class Callers:
         target = len(self.took_s) + count
         until(lambda: len(self.took_s) >= target, f"{count} more answers")
 
-    def p99_s(self, count: int) -> float:
-        """The time within which 99 % of the next answers come."""
+    def next(self, count: int) -> list[float]:
+        """How long each of the next answers takes, at least so many."""
         begun = len(self.took_s)
         self.more(count)
-        return sorted(self.took_s[begun:])[-1 - count // 100]
+        return self.took_s[begun:]
 
     def __enter__(self) -> Callers:
         self._futures = [
@@ -88,11 +104,12 @@ class Callers:
                 client.close()
 
     def _run(self, client: Client, value: int) -> None:
-        while not self._stop.wait(self._pause_s):
+        dice = random.Random(value)
+        while not self._stop.wait(dice.uniform(0, 2 * self._pause_s)):
             value += 1
             begun = time.perf_counter()
             try:
-                assert answers(client, value), f"a wrong answer for {value}"
+                assert answers(client, value, self._model), f"a wrong answer for {value}"
             except RemoteError as error:
                 self.errors.append(error)
                 self._stop.wait(0.01)

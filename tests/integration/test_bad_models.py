@@ -5,6 +5,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from daemon_log import lines, started_at
 from running_daemon import StartDaemon
 
 from gpu_server.errors import EngineCrashed
@@ -30,9 +31,10 @@ def test_a_model_that_cannot_start_ends_the_daemon_with_the_reason(
 
 
 def test_a_forward_that_ends_its_process_costs_only_its_own_request(daemon: StartDaemon) -> None:
-    """The others in its batch run again, each alone, and get their answers."""
+    """Pass mark: of 300 others beside it ≥ 99 % are answered (all are: those in its batch run again, each alone), the
+    culprit gets an error, and beyond the back-off, the load and the warm-up a respawn takes < 1 s."""
     running = daemon("served_models:Mortal").wait_ready()
-    values = [*range(8), -1, *range(8, 15)]
+    values = [*range(60), -1, *range(60, 300)]
 
     def ask(value: int) -> object:
         try:
@@ -40,10 +42,13 @@ def test_a_forward_that_ends_its_process_costs_only_its_own_request(daemon: Star
         except EngineCrashed as error:
             return error.message
 
-    with ThreadPoolExecutor(len(values)) as pool:
+    with ThreadPoolExecutor(100) as pool:
         answers = dict(zip(values, pool.map(ask, values), strict=True))
     assert "twice" in str(answers.pop(-1))
     assert answers == {value: [2 * value + 1] for value in answers}
     status = running.client.status()
     assert (status.pid, status.engines[0].restarts) == (running.pid, 2)
     assert "exited with code 3" in running.log
+    lost, loaded = lines(running.log, "engine lost")[-1], lines(running.log, "engine ready")[-1]
+    assert loaded.value("pid") == status.engines[0].pid
+    assert started_at(status.engines[0].pid) < lost.at + lost.value("respawn_in_s") + 1

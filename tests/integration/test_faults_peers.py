@@ -2,33 +2,32 @@
 
 from __future__ import annotations
 
-import os
 import resource
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 
 import numpy as np
 import pytest
 import zmq
-from fault_world import Callers, answers, answers_now, open_files, rss_bytes
+from fault_world import Callers, answers, answers_now, open_files, p99_s, rss_bytes
 from running_daemon import RunningDaemon, StartDaemon, until
-from running_gunicorn import RunningGunicorn
+from web_storm import assert_hang_ups_are_not_noticed
 
 from gpu_server.client import Client
+from gpu_server.daemon.router import SEND_HWM
 from gpu_server.wire import RequestHeader, Tensor, decode_reply, encode_request
 
 pytestmark = pytest.mark.slow
 
 MAX_PEER_BYTES = 4_000_000
 HANDSHAKE_S = 3.0
+ROUNDS = 2
 GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x00NULL"
 Peer = zmq.Socket[bytes]
 
@@ -47,7 +46,11 @@ def running() -> Iterator[RunningDaemon]:
     """One daemon for all these tests: none of them may leave a trace in it."""
     with tempfile.TemporaryDirectory(prefix="gs-") as folder:
         made = RunningDaemon(
-            f"ipc://{folder}/s", "served_models:Numbers", "--max-peer-bytes", str(MAX_PEER_BYTES)
+            f"ipc://{folder}/s",
+            "served_models:Numbers",
+            "served_models:Steady",
+            "--max-peer-bytes",
+            str(MAX_PEER_BYTES),
         )
         try:
             yield made.wait_ready()
@@ -119,34 +122,51 @@ def test_a_client_that_reads_nothing_delays_nobody_and_is_cut_off_alone(
 ) -> None:
     """Pass mark: p99 of 50 others unchanged within 10 %, memory grows by less than what a peer may leave unread.
 
-    A noisy machine's percentiles differ by more than that among themselves, so the best of three is compared.
+    To that, what libzmq holds of replies under 64 KiB is added: as many as its pipe takes. What the others wait for is a
+    model that sleeps; times with and without such a client are taken in turn.
     """
-    with running.raw_socket(context) as stalled, Callers(running, 50) as others:
-        usual_s, before = max(others.p99_s(700) for _ in range(2)), rss_bytes(running.pid)
-        for _ in range(400):
-            stalled.send_multipart(request("metrics"))
-        others.more()
-        assert min(others.p99_s(700) for _ in range(3)) < 1.1 * usual_s + 0.01
-        for _ in range(2000):
+    usual_s: list[float] = []
+    beside_s: list[float] = []
+    # So few that a batch takes all who wait: what each waits for is the rest of one batch, and its own.
+    with Callers(running, 50, "Steady", pause_s=1.5) as others:
+        for _ in range(ROUNDS):
+            usual_s += others.next(100)
+            with running.raw_socket(context) as stalled:
+                for _ in range(400):
+                    stalled.send_multipart(request("metrics"))
+                # What it costs to make so many replies is not the matter here.
+                others.more(20)
+                beside_s += others.next(100)
+    assert others.errors == []
+    assert p99_s(beside_s) < 1.1 * p99_s(usual_s)
+    with running.raw_socket(context) as stalled, Callers(running) as others:
+        in_pipe, before = SEND_HWM * len(running.client.metrics()), rss_bytes(running.pid)
+        for _ in range(3000):
             stalled.send_multipart(request("metrics"))
         until(lambda: running.client.status().counters["dropped_peer_slow"], "it is cut off", 30)
         others.more()
-        assert rss_bytes(running.pid) - before < MAX_PEER_BYTES + (16 << 20)
+        assert rss_bytes(running.pid) - before < MAX_PEER_BYTES + in_pipe
     assert others.errors == []
     assert running.log.count("client does not read its replies") >= 1
 
 
 def test_two_thousand_half_open_connections_are_closed_in_time(running: RunningDaemon) -> None:
-    """Pass mark: the others are served meanwhile, and all are gone when the time for a handshake (3 s) is over."""
+    """Pass mark: the others are served meanwhile, and all are gone when the time for a handshake (3 s) is over.
+
+    That time begins when the last of them is taken; half a second is for a machine with other work.
+    """
     count = 2000
     with Callers(running) as others:
         before = open_files(running.pid)
         begun = time.monotonic()
         with half_open(running.endpoint, count):
             until(lambda: open_files(running.pid) >= before + count, "they are open", HANDSHAKE_S)
+            opened = time.monotonic()
             others.more()
-            until(lambda: open_files(running.pid) <= before + 1, "all are closed", HANDSHAKE_S + 5)
-            assert time.monotonic() - begun > HANDSHAKE_S - 0.5
+            until(lambda: open_files(running.pid) <= before + 1, "all are closed", 30)
+            closed = time.monotonic()
+    assert closed - begun > HANDSHAKE_S
+    assert closed - opened < HANDSHAKE_S + 0.5
     assert others.errors == []
 
 
@@ -220,34 +240,11 @@ def test_a_killed_workers_identity_is_free_within_a_second(
 
 
 def test_a_storm_of_hang_ups_in_the_web_tier_is_not_noticed(running: RunningDaemon) -> None:
-    """Pass mark: no request fails except where Gunicorn itself drops a connection; the daemon's descriptors are flat.
+    """Pass mark: that of `assert_hang_ups_are_not_noticed`, for four here and for 200 in `test_long_marks.py`.
 
-    Four reloads of all workers, each while those of the one before are still coming and going, in place of 200.
+    Each comes while the workers of the one before are still coming and going.
     """
-    before = open_files(running.pid)
-    right: list[int] = []
-    wrong: list[object] = []
-    stop = threading.Event()
-    with RunningGunicorn(running.endpoint, "--graceful-timeout", "2") as web:
-
-        def ask(value: int) -> None:
-            while not stop.is_set():
-                with suppress(ConnectionError, TimeoutError):
-                    status, body = web.ask("POST", "/v1/models/Numbers/infer", {"inputs": {"x": [value]}})
-                    good = (status, body.get("outputs")) == (200, {"y": [2 * value + 1]})
-                    right.append(value) if good else wrong.append((status, body))
-
-        with ThreadPoolExecutor(4) as pool:
-            callers = [pool.submit(ask, value) for value in range(4)]
-            for storms in range(4):
-                until(lambda: len(right) >= 15 * (storms + 1), "answers go on", 20)  # noqa: B023 - called at once
-                os.kill(web.process.pid, signal.SIGHUP)
-            stop.set()
-            for caller in callers:
-                caller.result()
-    assert wrong == []
-    until(lambda: open_files(running.pid) <= before, "nothing of them is kept", 10)
-    assert running.client.status().engines[0].restarts == 0
+    assert_hang_ups_are_not_noticed(running, count=4, answers_between=15)
 
 
 def test_more_connections_than_descriptors_refuse_newcomers_only(daemon: StartDaemon) -> None:

@@ -2,35 +2,33 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
-import re
 import resource
+import select
 import signal
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import datetime
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 import pytest
 import zmq
-from fault_world import Callers, rss_bytes, virtual_bytes
-from running_daemon import ROOT, RunningDaemon, alive, until
+from daemon_log import lines
+from fault_world import Callers, virtual_bytes
+from overload_world import assert_goodput_holds
+from running_daemon import ROOT, RunningDaemon, until
 
-from gpu_server.aio import AsyncClient
 from gpu_server.client import Client
 from gpu_server.errors import DeadlineExceeded, Overloaded
-from gpu_server.wire import RequestHeader, Tensor, decode_reply, encode_request
+from gpu_server.wire import ReplyHeader, RequestHeader, Tensor, decode_reply, encode_request
 
 pytestmark = pytest.mark.slow
 
 MAX_QUEUE_BYTES = 16 << 20
-SLOW_ITEMS, SLOW_S = 4, 0.05
-"""What the model Slow does in one batch, and how long it takes."""
 CLOCK = """
 import os, pathlib, time
 _time, _offset = time.time, pathlib.Path(os.environ["CLOCK_OFFSET"])
@@ -51,11 +49,10 @@ def running(folder: Path) -> Iterator[RunningDaemon]:
     (folder / "clock").mkdir()
     (folder / "clock" / "sitecustomize.py").write_text(CLOCK)
     (folder / "offset").write_text("0")
-    (folder / "notes").touch()
     made = RunningDaemon(
-        f"ipc://{folder}/s", "served_models:Numbers", "failing_models:Slow", "failing_models:Wide",
+        f"ipc://{folder}/s", "served_models:Numbers", "served_models:Steady", "failing_models:Wide",
         "--max-queue-bytes", str(MAX_QUEUE_BYTES),
-        PYTHONPATH=f"{folder / 'clock'}:{ROOT}", CLOCK_OFFSET=str(folder / "offset"), NOTES=str(folder / "notes"),
+        PYTHONPATH=f"{folder / 'clock'}:{ROOT}", CLOCK_OFFSET=str(folder / "offset"),
     )  # fmt: skip
     try:
         yield made.wait_ready()
@@ -63,67 +60,46 @@ def running(folder: Path) -> Iterator[RunningDaemon]:
         made.kill()
 
 
-async def paced(endpoint: str, per_second: float, seconds: float, deadline_s: float) -> Counter[str]:
-    """Ask Slow so often, whether or not it answers; how many requests had which outcome."""
-    seen: Counter[str] = Counter()
-
-    async def ask(client: AsyncClient, value: int) -> None:
-        try:
-            answer = await client.infer("Slow", x=[value], timeout_s=deadline_s)
-            seen["right" if answer["output"].tolist() == [2 * value] else "wrong"] += 1  # type: ignore[union-attr]
-        except Overloaded as error:
-            seen["refused" if error.retry_after_s else "refused for ever"] += 1
-        except DeadlineExceeded:
-            seen["late"] += 1
-
-    client = AsyncClient(endpoint)
-    async with asyncio.TaskGroup() as asking:
-        begun = time.monotonic()
-        for number in range(int(per_second * seconds)):
-            await asyncio.sleep(begun + number / per_second - time.monotonic())
-            asking.create_task(ask(client, number))
-    client.close()
-    return seen
-
-
 def test_at_three_times_the_capacity_as_much_is_answered_as_without(running: RunningDaemon) -> None:
-    """Pass mark: goodput ≥ 95 % of what the engine can do, p99 of accepted requests ≤ their deadline, memory flat.
-
-    Asked for 5 s, with deadlines of 2 s. Of a noisy machine 85 % is required, and that 5 % at most come late.
-    """
-    capacity, seconds = SLOW_ITEMS / SLOW_S, 5.0
-    asyncio.run(paced(running.endpoint, capacity, 1.0, 2.0))
-    before = rss_bytes(running.pid)
-    seen = asyncio.run(paced(running.endpoint, 3 * capacity, seconds, 2.0))
-    assert set(seen) <= {"right", "refused", "late"}
-    assert seen["right"] > 0.85 * capacity * seconds
-    assert seen["refused"] > capacity * seconds
-    assert seen["late"] <= seen["right"] // 20
-    assert rss_bytes(running.pid) - before < 8 << 20
+    """Pass mark: that of `assert_goodput_holds`, for 5 s here and for a minute in `test_long_marks.py`."""
+    assert_goodput_holds(running, 5.0)
 
 
 def test_a_refusal_takes_less_than_five_milliseconds(running: RunningDaemon, tmp_path: Path) -> None:
-    """Pass mark: refused in < 5 ms with a time to come back after; the quicker quarter, on a noisy machine."""
+    """Pass mark: refused in < 5 ms with a time to come back after.
+
+    Half of the refusals take less than that; of all but one in a hundred the same is asked beyond what a `hello` takes
+    that is asked in turn with them, because this machine has other work too.
+    """
     gate, values = tmp_path / "gate", np.zeros((7, 65536), np.float32)
+    header = RequestHeader(v=1, id=b"1", op="infer", model="Wide")
+    asked = [bytes(frame) for frame in encode_request(header, {"x": Tensor.from_numpy(values[:2])})]
+    hello = [bytes(frame) for frame in encode_request(RequestHeader(v=1, id=b"2", op="hello"))]
+    refusals_s, hellos_s = [], []
     with ThreadPoolExecutor(9) as pool, zmq.Context() as context, running.raw_socket(context) as peer:
         held = [
             pool.submit(running.client.infer, "Wide", x=values, params={"gate": str(gate)}) for _ in range(9)
         ]
         until(lambda: running.client.status().queue.requests >= 9, "the queue is full", 10)
-        header = RequestHeader(v=1, id=b"1", op="infer", model="Wide")
-        frames = [bytes(frame) for frame in encode_request(header, {"x": Tensor.from_numpy(values[:2])})]
-        took_s = []
-        for _ in range(100):
-            begun = time.perf_counter()
-            peer.send_multipart(frames)
-            assert peer.poll(10_000)
-            took_s.append(time.perf_counter() - begun)
-            refusal = decode_reply(peer.recv_multipart())[0].error
-            assert refusal
-            assert (refusal.code, int(refusal.details["retry_after_ms"]) > 0) == ("overloaded", True)  # type: ignore[arg-type]
+        for _ in range(300):
+            hellos_s.append(round_trip(peer, hello)[1])
+            reply, took_s = round_trip(peer, asked)
+            refusals_s.append(took_s)
+            assert reply.error
+            assert (reply.error.code, int(reply.error.details["retry_after_ms"]) > 0) == ("overloaded", True)  # type: ignore[arg-type]
         gate.touch()
         assert all(np.array_equal(future.result(30)["output"], np.zeros(7)) for future in held)
-    assert sorted(took_s)[25] < 0.005
+    assert sorted(refusals_s)[150] < 0.005
+    assert sorted(refusals_s)[296] < 0.005 + sorted(hellos_s)[296]
+
+
+def round_trip(peer: zmq.Socket[bytes], frames: list[bytes]) -> tuple[ReplyHeader, float]:
+    """A reply, and the seconds it took."""
+    begun = time.perf_counter()
+    peer.send_multipart(frames)
+    assert peer.poll(10_000)
+    reply = peer.recv_multipart()
+    return decode_reply(reply)[0], time.perf_counter() - begun
 
 
 def test_with_little_memory_requests_are_refused_and_the_daemon_lives(
@@ -185,30 +161,31 @@ def test_a_clock_that_is_set_expires_nothing_and_keeps_nothing(
     assert running.client.status().engines[0].restarts == 0
 
 
-def lost_at(log: str) -> list[float]:
-    """When the daemon noticed that an engine had ended, in seconds since 1970."""
-    return [
-        datetime.fromisoformat(found).timestamp() for found in re.findall(r"(\S+) error \w+ engine lost", log)
-    ]
+def ended_at(pid: int) -> float:
+    """Kill a process; when this one was told of its end, in Unix time."""
+    with ExitStack() as stack:
+        poller, handle = select.poll(), os.pidfd_open(pid)
+        stack.callback(os.close, handle)
+        poller.register(handle, select.POLLIN)
+        os.kill(pid, signal.SIGKILL)
+        assert poller.poll(5000)
+        return time.time()
 
 
 def test_an_engine_killed_under_load_is_noticed_at_once_and_loses_nothing(running: RunningDaemon) -> None:
     """Pass mark: noticed in < 100 ms, no hang, no wrong answer, no error while deadlines are longer than a load.
 
-    Killed twice in a row, each time once it is back, in place of every 5 s for a minute. Of two notices the quicker
-    counts, on a noisy machine.
+    Killed twice, each time once it is back; `test_long_marks.py` kills for a minute. Each time counts; it begins when the
+    kernel tells this process of the end, which ends memory first.
     """
-    killed_at = []
+    seen_at = []
     with Callers(running, 4) as load:
         for _ in range(2):
-            victim = running.engine_pid()
-            killed_at.append(time.time())
-            os.kill(victim, signal.SIGKILL)
-            until(lambda: not alive(victim), "it is dead", 5)  # noqa: B023 - called at once
+            seen_at.append(ended_at(running.engine_pid()))
             load.more()
     assert load.errors == []
-    noticed = lost_at(running.log)
-    assert len(noticed) == 2
-    assert min(seen - killed for seen, killed in zip(noticed, killed_at, strict=True)) < 0.1
+    lost = lines(running.log, "engine lost")
+    assert len(lost) == 2
+    assert [line.at - seen for line, seen in zip(lost, seen_at, strict=True) if line.at - seen >= 0.1] == []
     status = running.client.status()
     assert (status.state, status.engines[0].restarts) == ("ready", 2)

@@ -6,24 +6,22 @@ import random
 import socket
 import tempfile
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
 import pytest
 import zmq
-from fault_world import rss_bytes
+from fault_world import cpu_s, rss_bytes
+from hostile_world import Frames, drain, flood, good_messages
 from running_daemon import ROOT, RunningDaemon, until
 
 from gpu_server.client import Client
-from gpu_server.wire import RequestHeader, Tensor, decode_reply, encode_request
+from gpu_server.wire import RequestHeader, Tensor, encode_request
 
 pytestmark = pytest.mark.slow
 
 MESSAGES = 20_000
-WINDOW = 200
 BOMB_BYTES = 1 << 20
 PICKLE = b"cos\nsystem\n(S'exit 1'\ntR."
 AUDIT = """
@@ -36,74 +34,6 @@ def hook(event, arguments):
 
 sys.addaudithook(hook)
 """
-Frames = list[bytes]
-
-
-def good_messages() -> list[Frames]:
-    """One of each kind, to be damaged."""
-    numbers = {"x": Tensor.from_numpy(np.arange(5))}
-    ragged = {"x": Tensor.from_rows([[1, 2], [3]]), "s": Tensor.from_strings(["a", "ü"])}
-    requests = [
-        ("infer", numbers, {}),
-        ("infer", ragged, {}),
-        ("infer", numbers, {"params": {"note": "n"}, "priority": 2, "deadline_ms": 50, "digest": "a" * 64}),
-        ("infer", {"text": Tensor.from_strings(["hi"])}, {"params": {"truncate": True}}),
-        ("cancel", None, {"target": b"1"}),
-        ("tokenizer", None, {"model": "Numbers"}),
-        ("hello", None, {}),
-        ("status", None, {}),
-        ("load", None, {}),
-    ]
-    made = []
-    for number, (op, inputs, header) in enumerate(requests):
-        request = RequestHeader(v=1, id=b"%d" % number, op=op, **header)  # type: ignore[arg-type]
-        made.append([bytes(frame) for frame in encode_request(request, inputs)])
-    return made
-
-
-def damaged(dice: random.Random, frames: Frames) -> Frames:
-    """A message that is good no more, or never was."""
-    frames = list(frames)
-    at = dice.randrange(len(frames))
-    match dice.randrange(7):
-        case 0:
-            return [dice.randbytes(dice.randrange(64)) for _ in range(dice.randrange(1, 6))]
-        case 1:
-            return [b"", dice.randbytes(dice.randrange(5000))]
-        case 2:
-            frames[at] = frames[at][: dice.randrange(len(frames[at]) + 1)]
-        case 3:
-            frames.insert(at, dice.randbytes(dice.randrange(20)))
-        case 4:
-            del frames[at]
-        case _:
-            for _ in range(dice.randrange(1, 4)):
-                at = dice.randrange(1, len(frames))
-                if frames[at]:
-                    spot = dice.randrange(len(frames[at]))
-                    frames[at] = frames[at][:spot] + dice.randbytes(1) + frames[at][spot + 1 :]
-    return frames or [b""]
-
-
-def flood(peer: zmq.Socket[bytes], dice: random.Random, seeds: list[Frames], count: int) -> int:
-    """Send damaged messages; returns how many replies came, each of which must be a good message."""
-    replies = 0
-    for number in range(count):
-        peer.send_multipart(damaged(dice, dice.choice(seeds)))
-        if number % WINDOW == WINDOW - 1:
-            replies += drain(peer)
-    return replies
-
-
-def drain(peer: zmq.Socket[bytes]) -> int:
-    """Read what has come, up to the reply of a `hello` sent now: then all before it has been handled."""
-    mark = b"mark"
-    peer.send_multipart([bytes(f) for f in encode_request(RequestHeader(v=1, id=mark, op="hello"))])
-    replies = 0
-    while (header := decode_reply(peer.recv_multipart())[0]).id != mark:
-        replies += 1
-    assert not header.error
-    return replies
 
 
 @pytest.fixture(scope="module")
@@ -186,7 +116,7 @@ def assert_unharmed(running: RunningDaemon, before: int, engine: int) -> None:
 
 
 def test_garbage_hurts_nobody_else(running: RunningDaemon, context: zmq.Context[zmq.Socket[bytes]]) -> None:
-    """Pass mark: the daemon lives, a good client goes on, no traceback. 20,000 messages in place of a million."""
+    """Pass mark: the daemon lives, a good client goes on, no traceback. A million messages: `test_long_marks.py`."""
     dice, seeds = random.Random(7), good_messages()
     with GoodClient(running.endpoint) as good, running.raw_socket(context) as peer:
         peer.rcvtimeo = 20_000
@@ -231,7 +161,8 @@ def test_bombs_cost_little_memory_and_less_time(
 ) -> None:
     """Pass mark: memory grows by less than four times a frame, the loop is blocked for less than 50 ms.
 
-    What a frame blocks is seen in a reply that waits behind it; the quicker of two rounds counts, on a noisy machine.
+    That is what all of the daemon's threads run until a reply that waits behind the frame: other work of the machine, which
+    the clock on the wall would count, does not.
     """
     with running.raw_socket(context) as peer, running.raw_socket(context) as other:
         peer.rcvtimeo = other.rcvtimeo = 20_000
@@ -239,14 +170,11 @@ def test_bombs_cost_little_memory_and_less_time(
         drain(other)
         before = rss_bytes(running.pid)
         for bomb in bombs():
-            took_s = []
-            for _ in range(2):
-                peer.send_multipart(bomb)
-                begun = time.perf_counter()
-                drain(other)
-                took_s.append(time.perf_counter() - begun)
-                drain(peer)
-            assert min(took_s) < 0.05, bomb[1][:20]
+            begun_s = cpu_s(running.pid)
+            peer.send_multipart(bomb)
+            drain(peer)
+            drain(other)
+            assert cpu_s(running.pid) - begun_s < 0.05, bomb[1][:20]
         assert rss_bytes(running.pid) - before < 4 * BOMB_BYTES
 
 

@@ -1,13 +1,46 @@
-"""What every unit test has: nothing that happens because time has passed."""
+"""What every unit test has: nothing that happens because time has passed; and fake daemons with their clients."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+
 import pytest
+import zmq
+from hand_server import HandServer
 
 from gpu_server import calls
+from gpu_server.client import Client
+from gpu_server.testing import FakeServer
 
 
 @pytest.fixture(autouse=True)
 def models_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     """Clients ask for the models again after two seconds, which a slow machine may take for any test."""
     monkeypatch.setattr(calls, "HELLO_AGE_S", 1e6)
+
+
+@pytest.fixture
+def server() -> Iterator[FakeServer]:
+    with FakeServer() as running:
+        yield running
+
+
+@pytest.fixture
+def client(server: FakeServer) -> Iterator[Client]:
+    with Client(server.endpoint, timeout_s=10) as made:
+        yield made
+
+
+@pytest.fixture
+def serve(own_endpoint: str) -> Iterator[Callable[[], HandServer]]:
+    """Start a server by hand, as often as one is needed; all are closed after the test."""
+    made: list[HandServer] = []
+
+    def start() -> HandServer:
+        made.append(HandServer(context, own_endpoint))
+        return made[-1]
+
+    with zmq.Context() as context:
+        yield start
+        for server in made:
+            server.socket.close()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 
 import msgspec
 import numpy as np
@@ -27,18 +26,6 @@ from gpu_server.testing import FakeModel, FakeServer, byte_tokenizer, echo_model
 from gpu_server.tokenizing import digest
 from gpu_server.wire import ItemError, Limits, ReplyHeader, Tensor
 from gpu_server.wire.documents import InputInfo, ModelInfo, TextInfo
-
-
-@pytest.fixture
-def server() -> Iterator[FakeServer]:
-    with FakeServer() as running:
-        yield running
-
-
-@pytest.fixture
-def client(server: FakeServer) -> Iterator[Client]:
-    with Client(server.endpoint, timeout_s=10) as made:
-        yield made
 
 
 def unit(text: str) -> np.ndarray:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 from running_daemon import until
@@ -15,18 +15,6 @@ from gpu_server.per_process import PerProcess
 from gpu_server.testing import FakeModel, FakeServer, embedding_model
 from gpu_server.wire import Limits, Tensor
 from gpu_server.wire.documents import ModelInfo
-
-
-@pytest.fixture
-def server() -> Iterator[FakeServer]:
-    with FakeServer() as running:
-        yield running
-
-
-@pytest.fixture
-def client(server: FakeServer) -> Iterator[Client]:
-    with Client(server.endpoint, timeout_s=10) as made:
-        yield made
 
 
 def test_a_slow_answer_ends_at_the_deadline() -> None:

@@ -5,19 +5,11 @@ from __future__ import annotations
 import gc
 import os
 import threading
-from collections.abc import Iterator
 
-import pytest
 from running_daemon import until
 
 from gpu_server.client import Client
 from gpu_server.testing import FakeServer
-
-
-@pytest.fixture
-def server() -> Iterator[FakeServer]:
-    with FakeServer() as running:
-        yield running
 
 
 def test_a_dropped_client_leaves_nothing_behind(server: FakeServer) -> None:

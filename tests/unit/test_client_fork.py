@@ -6,23 +6,16 @@ import gc
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
 from gpu_server.client import Client
-from gpu_server.testing import FakeServer
 
 # Forking beside FakeServer's threads is what this is about; the child runs only the client and leaves by _exit.
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-
-
-@pytest.fixture
-def client() -> Iterator[Client]:
-    with FakeServer() as server, Client(server.endpoint, timeout_s=10) as made:
-        yield made
 
 
 def in_child(work: Callable[[], None]) -> int:

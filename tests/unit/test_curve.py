@@ -97,6 +97,14 @@ def test_a_list_with_a_bad_line_or_that_others_may_change_is_refused(tmp_path: P
         curve.read_clients(path)
 
 
+@pytest.mark.parametrize("mode", [0o664, 0o646])
+def test_a_daemons_key_that_others_may_change_is_refused(client: ClientConfig, mode: int) -> None:
+    path = Path(client.curve_server_key_file)
+    path.chmod(mode)
+    with pytest.raises(ConfigError, match=rf"daemon\.pub: others .* chmod go-w {path}"):
+        curve.for_client(client, "tcp://gpu:5")
+
+
 @pytest.mark.parametrize("endpoint", LOCAL)
 def test_on_this_machine_neither_side_needs_keys(endpoint: str) -> None:
     assert curve.for_server(ServerConfig(), endpoint) is None

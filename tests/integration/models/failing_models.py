@@ -1,4 +1,4 @@
-"""Models for tests of faults in the engine; each notes its forwards in a file, a line of items for each."""
+"""Models for tests of faults in the engine; some note each forward in a file."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import torch
 from gpu_server import Model
 
 
-def note(line: object) -> None:
+def note(*words: object) -> None:
     """Add a line to the file $NOTES."""
     with open(os.environ["NOTES"], "a") as notes:
-        notes.write(f"{line}\n")
+        notes.write(" ".join(map(str, words)) + "\n")
 
 
 class Hungry(Model):
-    """Answers each row's sum; a forward on more than 400 tokens has not enough memory."""
+    """Answers each row's sum; a forward on more than 400 tokens has not enough memory. Notes each row's first number."""
 
     inputs: ClassVar[dict[str, Any]] = {"ids": ("i32", (-1,))}
     cost = "ids"
@@ -29,14 +29,14 @@ class Hungry(Model):
 
     def forward(self, batch: Mapping[str, list[torch.Tensor]]) -> torch.Tensor:
         fits = sum(map(len, batch["ids"])) <= 400
-        note("ran" if fits else "out of memory")
+        note("ran" if fits else "failed", *(int(row[0]) for row in batch["ids"]))
         if not fits:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return torch.stack([row.sum() for row in batch["ids"]])
 
 
 class Slow(Model):
-    """Doubles numbers, 50 ms a batch; on −1 it never returns."""
+    """Doubles numbers, 50 ms a batch; on −1 it never returns. Notes when each forward began."""
 
     inputs: ClassVar[dict[str, Any]] = {"x": ("i64", ())}
     max_batch_items = 4
@@ -44,7 +44,7 @@ class Slow(Model):
     def load(self, device: torch.device) -> None: ...
 
     def forward(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        note(len(batch["x"]))
+        note(time.time())
         time.sleep(3600 if -1 in batch["x"] else 0.05)
         return batch["x"] * 2
 
@@ -63,3 +63,19 @@ class Wide(Model):
         while gate and not os.path.exists(gate) and time.monotonic() < give_up:
             time.sleep(0.005)
         return batch["x"].sum(1)
+
+
+class Vanishing(Model):
+    """Answers numbers; on −1 its device is lost, and is not there any more for the next process."""
+
+    inputs: ClassVar[dict[str, Any]] = {"x": ("i64", ())}
+
+    def load(self, device: torch.device) -> None:
+        if os.path.getsize(os.environ["NOTES"]):
+            raise torch.AcceleratorError("CUDA error: no CUDA-capable device is detected")
+
+    def forward(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        if -1 in batch["x"]:
+            note(time.time())
+            raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+        return batch["x"]

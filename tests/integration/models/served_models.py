@@ -77,6 +77,16 @@ class Mortal(Numbers):
         return super().forward(batch, gate, note)
 
 
+class Steady(Numbers):
+    """Takes 0.2 s for up to 16 items: what it can do is a matter of sleeping, whatever else the machine has to do."""
+
+    max_batch_items = 16
+
+    def forward(self, batch: Mapping[str, torch.Tensor], gate: str = "", note: str = "") -> dict[str, Any]:
+        time.sleep(0.2)
+        return super().forward(batch, gate, note)
+
+
 class Picky(Numbers):
     """Refuses the number 13."""
 

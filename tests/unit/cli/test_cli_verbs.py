@@ -67,7 +67,13 @@ def test_start_has_a_flag_for_every_setting(run: Ran) -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
-    [(["nope"], "No such command 'nope'"), (["status", "--nope"], "--nope"), (["embed"], "Missing argument")],
+    [
+        (["nope"], "No such command 'nope'."),
+        (["relaod"], "No such command 'relaod'. Did you mean 'reload' or 'load'?"),
+        (["start", "--max-itmes"], "--max-items"),
+        (["status", "--nope"], "--nope"),
+        (["embed"], "Missing argument"),
+    ],
 )
 def test_a_wrong_command_line_is_2(run: Ran, arguments: list[str], said: str) -> None:
     code, out, err = run(*arguments)

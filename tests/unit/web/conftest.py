@@ -8,21 +8,8 @@ import pytest
 from flask.testing import FlaskClient
 
 from gpu_server.client import Client
-from gpu_server.testing import FakeServer
 from web import create_app
 from web.settings import Settings
-
-
-@pytest.fixture
-def server() -> Iterator[FakeServer]:
-    with FakeServer() as running:
-        yield running
-
-
-@pytest.fixture
-def client(server: FakeServer) -> Iterator[Client]:
-    with Client(server.endpoint, timeout_s=5) as made:
-        yield made
 
 
 @pytest.fixture
