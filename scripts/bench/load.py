@@ -58,9 +58,11 @@ def measure(
     ]
     for process in processes:
         process.start()
-    answers = [results.get() for _ in processes]
     for process in processes:
         process.join()
+    answers = [results.get() for process in processes if not process.exitcode]
+    if len(answers) < clients:
+        raise SystemExit("a client process failed")
     if refused := [answer for answer in answers if isinstance(answer, str)]:
         raise SystemExit(refused[0])
     total = sum(count for count, _, _ in answers)

@@ -163,5 +163,5 @@ def test_readme_has_the_figures_of_the_performance_page() -> None:
             rf"^\| {name.strip()}, \w+(?:, real weights)? \|(?:[^|]*\|){{4}} ([\d.]+) \|", page, re.MULTILINE
         )
         assert f"{float(measured[0]):.2g}" == speed.strip(), name
-    for figure in ("12,812", "53,752"):
+    for figure in ("13,551", "63,019"):
         assert figure in page and figure in figures(README)
