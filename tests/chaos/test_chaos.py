@@ -19,9 +19,9 @@ from chaos_requests import Judge
 from chaos_world import Keeper, all_gone, gunicorn, open_files, resident_bytes
 from running_daemon import children, until
 
-pytestmark = pytest.mark.slow
 SEED = int(os.environ.get("CHAOS_SEED", "1"))
 SECONDS = 60 * float(os.environ.get("CHAOS_MINUTES", "0.5"))
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(SECONDS + 300)]
 PAUSE_S = (0.3, 2.0)
 """Least and most time between two faults."""
 MORE_FILES = 3
