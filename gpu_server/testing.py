@@ -208,7 +208,9 @@ class FakeServer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stopping = True
-        self._wake_write.send(b"\0")
+        # An answer may have woken the thread just now, which then has ended already.
+        with suppress(OSError):
+            self._wake_write.send(b"\0")
         self._thread.join(5)
         self._folder.cleanup()
 
