@@ -6,7 +6,7 @@ import heapq
 import itertools
 import random
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -186,13 +186,6 @@ class Seen:
     bulk: list[float]
     rate: float
 
-    @classmethod
-    def together(cls, runs: Sequence[Seen]) -> Seen:
-        """Several runs as one."""
-        single = [seconds for run in runs for seconds in run.single]
-        bulk = [seconds for run in runs for seconds in run.bulk]
-        return cls(single, bulk, sum(run.rate for run in runs) / len(runs))
-
 
 @dataclass(frozen=True)
 class Interactive:
@@ -205,36 +198,44 @@ class Interactive:
 
 
 class Simulation:
-    """One policy before one engine; time passes from event to event."""
+    """One policy before one engine; time passes from event to event.
 
-    def __init__(self, make: Callable[[Callable[[], float]], Batcher], engine: Engine) -> None:
+    seed: of what is asked, of when, and of how far each batch is off its time: policies with the same are compared in pairs.
+    """
+
+    def __init__(self, make: Callable[[Callable[[], float]], Batcher], engine: Engine, seed: int = 0) -> None:
         self._now = 0.0
+        self._seed = seed
         self._engine = engine
         self._batcher = make(lambda: self._now)
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
         self._given: deque[tuple[Batch, float]] = deque()
         self._answered = 0
-        self._dice = random.Random(0)
+        self._dice = random.Random(seed)
         self._single: list[float] = []
         self._bulk: list[float] = []
         self._on_done: Callable[[Job], None] = lambda job: None
 
-    def closed(self, clients: int, workload: Workload, requests: int, seed: int) -> Seen:
-        """`clients` that each send the next request when the last is answered, `CLIENT_S` later."""
-        jobs = workload.jobs(random.Random(seed))
+    def closed(self, clients: int, workload: Workload, requests: int) -> Seen:
+        """`clients` that each send the next request when the last is answered, on average `CLIENT_S` later."""
+        jobs = workload.jobs(random.Random(f"{self._seed} asked"))
+        pauses = random.Random(f"{self._seed} pauses")
 
         def send(client: int) -> None:
             self._submit(Job(next(jobs), self._now, client))
 
-        self._on_done = lambda job: self._at(self._now + CLIENT_S, lambda: send(job.client))
+        def done(job: Job) -> None:
+            self._at(self._now + pauses.expovariate(1 / CLIENT_S), lambda: send(job.client))
+
+        self._on_done = done
         for client in range(clients):
             self._at(client * 1e-5, lambda client=client: send(client))  # type: ignore[misc]
         return self._run(requests)
 
-    def open(self, load: float, workload: Workload, requests: int, seed: int) -> Seen:
+    def open(self, load: float, workload: Workload, requests: int) -> Seen:
         """Poisson arrivals at `load` of the tokens a second that full batches allow."""
-        dice = random.Random(seed)
+        dice = random.Random(f"{self._seed} asked")
         jobs = workload.jobs(dice)
         sample = [next(workload.jobs(random.Random(n))) for n in range(2000)]
         tokens = sum(map(sum, sample)) / len(sample)
@@ -312,5 +313,5 @@ class Simulation:
 
 
 CLIENT_S = 0.0001
-"""What a client of the closed loop needs between an answer and its next request."""
+"""What a client of the closed loop needs, on average, between an answer and its next request."""
 BULK_CLIENT = 0
