@@ -7,6 +7,7 @@ import socket as sockets
 import struct
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from itertools import islice
 
 import numpy as np
@@ -56,7 +57,7 @@ class Channel:
         self._flush()
 
     def receive(self, *, wait: bool = False) -> list[memoryview] | None:
-        """The frames of the next message; None while it is not here in whole, and once the other end is gone.
+        """The frames of the next message, read-only; None while it is not here in whole, and once the other end is gone.
 
         Raises ProtocolError on what is no message; nothing can be read after it.
         """
@@ -65,7 +66,8 @@ class Channel:
             frames, self._frames = self._frames, []
             if frames:
                 self._unread.append(memoryview(self._head))
-                return frames
+                # A batch that fails is run again, in parts: what a model does to its inputs must not stay.
+                return [frame.toreadonly() for frame in frames]
             self._frames = self._announced()
             self._unread += self._frames
             _advance(self._unread, 0)
@@ -113,7 +115,10 @@ class Channel:
             except BlockingIOError:
                 return
             except OSError:
+                # After a part of a message nothing can follow: both ends see the end.
                 self._unsent.clear()
+                with suppress(OSError):
+                    self._socket.shutdown(sockets.SHUT_RDWR)
 
 
 def _advance(parts: deque[memoryview], count: int) -> None:

@@ -94,7 +94,7 @@ class LimitsConfig:
     max_queue_items: int = setting(65_536, "items that may wait", low=1, high=1 << 30)
     max_queue_bytes: int = setting(256 << 20, "bytes of input that may wait", low=4096, high=1 << 40)
     max_peer_bytes: int = setting(
-        64 << 20, "bytes of replies that one client may leave unread", low=4096, high=1 << 40
+        256 << 20, "bytes of replies that one client may leave unread", low=4096, high=1 << 40
     )
     default_deadline_ms: int = setting(
         30_000, "deadline of a request that names none", low=1, high=86_400_000

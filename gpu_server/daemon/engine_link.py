@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import math
 import multiprocessing
+import os
 import socket as sockets
 import time
 from collections.abc import Callable
+from multiprocessing.context import SpawnProcess
 from typing import Literal
 
 import msgspec
@@ -63,6 +65,7 @@ class EngineLink:
         self._process.start()
         their_pipe.close()
         theirs.close()
+        self._exits = _exit_descriptor(self._process)
 
     @property
     def pid(self) -> int:
@@ -71,7 +74,7 @@ class EngineLink:
 
     def filenos(self) -> list[int]:
         """File descriptors that become readable when the engine says something or dies."""
-        return [self._pipe.fileno(), self._process.sentinel]
+        return [self._pipe.fileno(), self._exits]
 
     def poll_pipe(self) -> None:
         """Read what the engine says of its start, and notice its death."""
@@ -171,6 +174,7 @@ class EngineLink:
             self._process.kill()
             self._process.join()
         self._process.close()
+        os.close(self._exits)
         with contextlib.suppress(OSError):
             self._pipe.close()
         self.channel.close()
@@ -203,3 +207,14 @@ class EngineLink:
     def _ready_when_complete(self) -> None:
         if not self._awaited and self.event.kind == "ready":
             self.state = "ready"
+
+
+def _exit_descriptor(process: SpawnProcess) -> int:
+    """A descriptor that becomes readable when a process ends.
+
+    Its sentinel is a pipe, whose other end children of a model's own may have inherited and keep open.
+    """
+    try:
+        return os.pidfd_open(process.pid or 0)
+    except (AttributeError, OSError):
+        return os.dup(process.sentinel)

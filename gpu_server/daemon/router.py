@@ -214,10 +214,10 @@ class Router:
         return sum(size for _, size in lent)
 
     def _keep(self, peer: bytes, frames: list[Buffer]) -> None:
-        """Keep a reply while the peer's pipe is full; with what is in it, up to `max_peer_bytes`."""
+        """Keep a reply while the peer's pipe is full; with what is in it, up to `max_peer_bytes`, but for one."""
         waiting, size = self._unsent.setdefault(peer, (deque(), 0))
         size += _size(frames)
-        if size + self._in_pipe(peer) > self._max_peer_bytes:
+        if waiting and size + self._in_pipe(peer) > self._max_peer_bytes:
             del self._unsent[peer]
             self._given_up.add(peer)
             self._metrics.dropped["peer_slow"] += len(waiting) + 1

@@ -3,7 +3,9 @@ that is gone."""
 
 from __future__ import annotations
 
+import os
 import random
+import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -140,3 +142,17 @@ def test_a_device_that_is_gone_is_told_at_once_and_ends_the_daemon(daemon: Start
             asked.result(60)
     assert running.wait_end() == DeviceLost.exit_code
     assert "gpu-server: the device is lost" in running.log.splitlines()[-1]
+
+
+def test_the_end_of_an_engine_is_noticed_though_a_child_of_its_model_lives_on(
+    daemon: StartDaemon, notes: Path, tmp_path: Path
+) -> None:
+    """The child holds the other ends of what the daemon would hear the end by."""
+    running = daemon("failing_models:Forking", NOTES=str(notes), GATE=str(tmp_path / "gate")).wait_ready()
+    try:
+        [engine] = running.client.status().engines
+        os.kill(engine.pid, signal.SIGKILL)
+        until(lambda: engine.pid not in [e.pid for e in running.client.status().engines], "the notice", 2)
+        assert running.client.infer("Forking", x=[21], timeout_s=30)["output"].tolist() == [42]
+    finally:
+        (tmp_path / "gate").touch()

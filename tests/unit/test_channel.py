@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket as sockets
 import struct
 from collections.abc import Iterator
@@ -115,6 +116,29 @@ def test_a_message_that_breaks_off_is_none(raw: tuple[sockets.socket, Channel]) 
     ours.close()
     assert channel.receive() is None
     assert channel.closed
+
+
+def test_what_is_received_cannot_be_written_to(pair: Pair) -> None:
+    pair[0].send(SMALL)
+    frames = pair[1].receive()
+    assert frames is not None
+    assert all(frame.readonly for frame in frames)
+
+
+def test_nothing_follows_a_part_of_a_message(monkeypatch: pytest.MonkeyPatch, pair: Pair) -> None:
+    def no_memory(self: sockets.socket, parts: object) -> int:
+        raise OSError(errno.ENOBUFS, "no buffer space available")
+
+    ours, theirs = pair
+    ours.send(LARGE)
+    assert ours.unsent
+    with monkeypatch.context() as patch:
+        patch.setattr(sockets.socket, "sendmsg", no_memory)
+        assert ours.receive() is None
+    ours.send(LARGE)
+    assert theirs.receive() is None
+    assert ours.closed
+    assert theirs.closed
 
 
 def test_what_is_sent_to_nobody_is_dropped(pair: Pair) -> None:
