@@ -92,7 +92,9 @@ class Answers:
         self, request: Request, batch: Batch, start: int, stop: int, errors: list[ItemError]
     ) -> bool:
         """Note errors of single items; False where the engine did not tell good ones from bad and they run again."""
-        if not request.suspect and any(error.code == Cancelled.code for error in errors):
+        # A suspect rides alone, but for what was in a shared batch already when it became one.
+        untold = any(error.code == Cancelled.code for error in errors)
+        if untold and (not request.suspect or _shared(batch)):
             self._run_alone(request, batch, start, stop)
             return False
         self._quarantine.note_items(request, batch.version, errors)
@@ -101,7 +103,7 @@ class Answers:
 
     def _fail_batch(self, batch: Batch, error: RemoteError) -> None:
         """Fail the items of a batch of one request; of several one may be the culprit, and each runs alone."""
-        shared = batch.slices[0][0] is not batch.slices[-1][0]
+        shared = _shared(batch)
         for request, start, stop in batch.slices:
             if request.closed:
                 continue
@@ -160,3 +162,8 @@ def _error_of(batch: Batch, header: ReplyHeader, outputs: Tensors) -> RemoteErro
 def _within(errors: Sequence[ItemError], low: int, high: int, shift: int) -> list[ItemError]:
     """The errors of a batch's rows `low` to `high`, numbered as items of their request."""
     return [ItemError(e.item + shift, e.code, e.message) for e in errors if low <= e.item < high]
+
+
+def _shared(batch: Batch) -> bool:
+    """Whether a batch holds items of several requests."""
+    return batch.slices[0][0] is not batch.slices[-1][0]

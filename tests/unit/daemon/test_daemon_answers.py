@@ -105,3 +105,22 @@ def test_an_input_that_failed_twice_is_refused(world: World) -> None:
     (_, header, _) = world.replies[-1]
     assert header.error
     assert header.error.message.startswith("the model raised ValueError; this input failed before")
+
+
+def test_items_of_two_shared_batches_in_flight_both_run_again(world: World) -> None:
+    """By the time of the second answer the request rides alone, but that batch was formed before."""
+    world.numbers(*range(5), id=b"1")
+    world.numbers(*range(8), id=b"2")
+    world.numbers(*range(3), id=b"3")
+    world.answer()
+    shared = [[piece[0].id for piece in batch.slices] for batch in world.link.batches.values()]
+    assert shared == [[b"1", b"2"], [b"2", b"3"]]
+    cancel(world, 5, 6, 7)
+    cancel(world, 0, 1, 2, 3, 4)
+    while world.link.batches:
+        world.answer()
+    assert sorted(world.outcomes()[1:]) == [
+        (b"%d" % n, [2 * x for x in range(k)]) for n, k in ((1, 5), (2, 8), (3, 3))
+    ]
+    assert not any(header.item_errors for _, header, _ in world.replies)
+    world.assert_nothing_is_kept()
