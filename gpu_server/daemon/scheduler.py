@@ -309,7 +309,7 @@ class Scheduler:
         reason = (
             f"the queue is full ({full})"
             if full
-            else f"about {wait_s:.1f} s of work wait, more than the deadline"
+            else f"about {wait_s:.3g} s of work wait, more than the deadline"
         )
         raise Overloaded(reason, {"retry_after_ms": int(retry_s * 1000), "queued_items": self.items})
 
