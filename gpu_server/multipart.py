@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 _NOBLOCK = int(zmq.NOBLOCK)
 _NOBLOCK_MORE = int(zmq.NOBLOCK) | int(zmq.SNDMORE)
+_EVENTS, _POLLIN = int(zmq.EVENTS), int(zmq.POLLIN)
+_get: Any = CompiledSocket.get
 _recv: Any = CompiledSocket.recv
 _send: Any = CompiledSocket.send
 
@@ -53,3 +55,13 @@ def send(socket: zmq.Socket[bytes], frames: Sequence[Buffer | zmq.Frame], copy: 
     for frame in frames[:-1]:
         _send(socket, frame, _NOBLOCK_MORE, copy)
     _send(socket, frames[-1], _NOBLOCK, copy)
+
+
+def waits(socket: zmq.Socket[bytes]) -> bool:
+    """Whether a message can be received. To be asked before sleeping on the socket's descriptor, which sending may reset."""
+    return bool(_get(socket, _EVENTS) & _POLLIN)
+
+
+def descriptor(socket: zmq.Socket[bytes]) -> int:
+    """What becomes readable when a message may have come; its reader then reads the socket until it is empty."""
+    return int(_get(socket, int(zmq.FD)))

@@ -109,7 +109,10 @@ class Router:
 
     def flush(self) -> None:
         """Send what is ready, and try again to send what slow readers left."""
-        self._send_ready()
+        if self._ready:
+            self._send_ready()
+        if not self._unsent:
+            return
         for peer in list(self._unsent):
             waiting, size = self._unsent[peer]
             try:

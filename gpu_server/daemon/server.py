@@ -1,4 +1,4 @@
-"""The daemon process: builds the parts, then startup, main_loop, shutdown. One thread, one poller, no torch."""
+"""The daemon process: builds the parts, then startup, loop, shutdown. One thread, no torch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from types import FrameType
 
 import zmq
 
-from gpu_server import curve, source
+from gpu_server import curve, multipart, source
 from gpu_server import endpoint as endpoints
 from gpu_server._version import __version__
 from gpu_server.config import Config
@@ -26,8 +26,9 @@ from gpu_server.daemon.control import Control
 from gpu_server.daemon.engine_link import EngineLink
 from gpu_server.daemon.heartbeat import Heartbeat
 from gpu_server.daemon.instance import Instance
+from gpu_server.daemon.loop import Loop
 from gpu_server.daemon.metrics import Metrics
-from gpu_server.daemon.router import RETRY_S, Router
+from gpu_server.daemon.router import Router
 from gpu_server.daemon.scheduler import Scheduler
 from gpu_server.daemon.scrape import ScrapePort
 from gpu_server.daemon.service import Service
@@ -45,8 +46,6 @@ log = logging.getLogger(__name__)
 
 STOP_LINGER_MS = 500
 GC_THRESHOLD = 50_000
-READ_WRITE = int(zmq.POLLIN | zmq.POLLOUT)
-NEVER = 0
 
 OnStatus = Callable[[Status], None]
 
@@ -107,11 +106,10 @@ class Daemon:
         descriptors.raise_limit()
         self._open_service()
         self._open_supervision()
-        self._open_poller()
         self._take_signals()
+        self._open_loop()
         log.info("serving", extra={"endpoint": self.endpoint, "pid": os.getpid(), "version": __version__})
         self._supervisor.start()
-        self._watch_engines()
         # Requests hold no cycles, so reference counts free them; collections would only walk the queue.
         gc.freeze()
         gc.set_threshold(GC_THRESHOLD, 50, 100)
@@ -193,18 +191,23 @@ class Daemon:
             owners=(os.geteuid(), 0),
         )
 
-    def _open_poller(self) -> None:
-        """All that the loop waits for; engines come and go in `_watch_engines`."""
-        self._poller = zmq.Poller()
-        self._poller.register(self._router.socket, zmq.POLLIN)
-        self._poller.register(self._wake_read, zmq.POLLIN)
-        self._poller.register(self._router.peers.monitor, zmq.POLLIN)
-        self._poller.register(self._control.socket, zmq.POLLIN)
+    def _open_loop(self) -> None:
+        """All that the loop waits for; engines come and go in `_attend`."""
+        self._rare = [self._router.peers.monitor, self._control.socket]
         if self._authenticator is not None:
-            self._poller.register(self._authenticator.socket, zmq.POLLIN)
+            self._rare.append(self._authenticator.socket)
         self._links: tuple[EngineLink, ...] = ()
-        self._watched: list[int] = []
-        self._channels: list[int] = []
+        self._loop = Loop(
+            self._clock,
+            self._router,
+            self._service,
+            self._alarm,
+            wake=self._wake_read,
+            woken=self._woken,
+            rare=[multipart.descriptor(socket) for socket in self._rare],
+            pressing=lambda: self._hung_up or self._supervisor.pressing(),
+            attend=self._attend,
+        )
 
     def _take_signals(self) -> None:
         """Each signal wakes the loop, which then looks at what it has noted."""
@@ -215,55 +218,43 @@ class Daemon:
         self._alarm = Alarm(self._clock)
 
     def _main_loop(self) -> None:
-        service, router, supervisor = self._service, self._router, self._supervisor
         while not self._finished():
-            self._watch_channels()
-            events = dict(self._poller.poll(self._timeout_ms()))
-            if router.socket in events:
-                router.receive(service.handle)
-            if self._authenticator is not None and self._authenticator.socket in events:
-                self._authenticator.receive()
-            if self._router.peers.monitor in events:
-                self._router.peers.poll()
-            if self._wake_read.fileno() in events:
-                with suppress(BlockingIOError):
-                    self._wake_read.recv(4096)
-                self._text.collect()
-                if self._scrape is not None:
-                    self._scrape.collect(self._view.metrics)
-            for link in supervisor.links:
-                if link.channel.fileno() in events:
-                    link.receive(service.batch_done)
-            self._hear_owner(events)
-            if self._engine_spoke(events):
-                supervisor.poll()
-                self._report()
-            if supervisor.links is not self._links:
-                self._watch_engines()
-            now = self._clock()
-            if now >= self._heartbeat.due:
-                self._beat()
-            if now >= self._view.due:
-                self._view.tick()
-            service.expire()
-            self._alarm.set(service.dispatch())
-            router.flush()
+            self._loop.turn()
 
-    def _hear_owner(self, events: dict[object, int]) -> None:
+    def _attend(self) -> float:
+        """See to all that is not a request or an answer; returns when to look again though nothing says so."""
+        if self._authenticator is not None:
+            self._authenticator.receive()
+        self._router.peers.poll()
+        self._hear_owner()
+        self._supervisor.poll()
+        self._report()
+        if self._supervisor.links is not self._links:
+            self._links = self._supervisor.links
+            self._loop.watch(self._links)
+        now = self._clock()
+        if now >= self._heartbeat.due:
+            self._beat()
+        if now >= self._view.due:
+            self._view.tick()
+        # Replies sent since a socket was read may have taken in what its descriptor announced.
+        if any(multipart.waits(socket) for socket in self._rare):
+            return now
+        return self._next_timer()
+
+    def _woken(self) -> None:
+        """A thread has finished something, or a signal has come."""
+        self._text.collect()
+        if self._scrape is not None:
+            self._scrape.collect(self._view.metrics)
+
+    def _hear_owner(self) -> None:
         """Take in verbs of the control socket, and a hang-up, which asks for a reload."""
-        if self._control.socket in events:
-            self._control.receive()
+        self._control.receive()
         if self._hung_up:
             self._hung_up = False
             self._control.reload()
         self._control.expire()
-
-    def _engine_spoke(self, events: dict[object, int]) -> bool:
-        """Whether the engine's pipe, exit or a timer calls for the supervisor: asking costs system calls."""
-        timer = self._supervisor.next_timer()
-        if timer is not None and self._clock() >= timer:
-            return True
-        return self._supervisor.pressing() or any(fd in events for fd in self._watched)
 
     def _shutdown(self) -> None:
         log.info("stopping", extra={"open_requests": self._service.open_requests})
@@ -299,19 +290,15 @@ class Daemon:
         idle = not self._service.open_requests and not self._router.has_unsent()
         return idle or self._clock() >= self._drain_until
 
-    def _timeout_ms(self) -> int:
-        now = self._clock()
+    def _next_timer(self) -> float:
         timers = [
-            self._service.next_deadline(),
             self._supervisor.next_timer(),
             self._control.next_deadline(),
             self._drain_until,
             self._heartbeat.due,
             self._view.due,
         ]
-        if self._router.has_unsent():
-            timers.append(now + RETRY_S)
-        return max(0, math.ceil((min(t for t in timers if t is not None) - now) * 1000))
+        return min(t for t in timers if t is not None)
 
     def _spawn_engine(self, models: Models, device: str, gentle: bool) -> EngineLink:
         engine = self._config.engine
@@ -332,23 +319,6 @@ class Daemon:
             gentle=gentle,
         )
         return EngineLink(spec)
-
-    def _watch_engines(self) -> None:
-        """Poll the engines' pipes, exits and channels, and no others."""
-        for watched in (*self._watched, *self._channels):
-            self._poller.register(watched, NEVER)
-        self._links = self._supervisor.links
-        self._watched = [fd for link in self._links for fd in link.filenos()]
-        self._channels = [link.channel.fileno() for link in self._links]
-        for watched in self._watched:
-            self._poller.register(watched, zmq.POLLIN)
-
-    def _watch_channels(self) -> None:
-        """Poll for answers, and for room where a batch has not gone in whole, until the engine is gone."""
-        for link, descriptor in zip(self._links, self._channels, strict=True):
-            channel = link.channel
-            events = READ_WRITE if channel.unsent else zmq.POLLIN
-            self._poller.register(descriptor, NEVER if channel.closed else events)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._signals += 1
