@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -84,7 +85,7 @@ def build(
         model=info.name,
         inputs=inputs,
         params=params,
-        costs=_costs(info, inputs),
+        cumulative=_cumulative_costs(info, inputs),
         priority=header.priority,
         arrived=arrived,
         deadline=deadline,
@@ -177,11 +178,14 @@ def _check_ids(ids: Tensor, max_length: int, vocab_size: int) -> None:
         )
 
 
-def _costs(info: ModelInfo, inputs: Tensors) -> list[int]:
-    if isinstance(info.cost, str):
-        lengths = inputs[info.cost].lengths()
-        return [max(1, n) for n in lengths] if 0 in lengths else lengths
-    return [info.cost] * next(iter(inputs.values())).items
+def _cumulative_costs(info: ModelInfo, inputs: Tensors) -> Sequence[int]:
+    """The sums of what each item costs: its rows, but one at least; or as much as every other."""
+    if isinstance(info.cost, int):
+        return range(0, info.cost * next(iter(inputs.values())).items + 1, info.cost)
+    tensor = inputs[info.cost]
+    if tensor.offsets is not None and len(set(tensor.offsets)) == len(tensor.offsets):
+        return tensor.offsets
+    return [0, *accumulate([max(1, n) for n in tensor.lengths()])]
 
 
 def takes_types(info: ModelInfo) -> bool:

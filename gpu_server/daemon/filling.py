@@ -18,11 +18,14 @@ class Policy:
 
 
 def splits(request: Request, batch: Batch, policy: Policy) -> bool:
-    """Whether a request that fits a batch of its own would only be begun in this one, which is full but for a quarter."""
-    room = policy.max_batch_tokens - batch.cost
-    if request.items == 1 or room * 4 >= policy.max_batch_tokens:
+    """Whether a request of more than half a batch would only be begun in this one, full but for a quarter.
+
+    One that fits no batch of its own is begun wherever there is room.
+    """
+    whole = policy.max_batch_tokens
+    if request.items == 1 or (whole - batch.cost) * 4 >= whole:
         return False
-    return room < request.waiting_cost() <= policy.max_batch_tokens
+    return whole < 2 * request.waiting_cost() <= 2 * whole
 
 
 def fill(batch: Batch, request: Request, policy: Policy, longest: int) -> int:
@@ -64,7 +67,7 @@ def _fit_padded(
     """As `_fit`, by items × longest."""
     end, items = start, batch.items
     while end < stop:
-        wider = max(longest, request.costs[end])
+        wider = max(longest, request.cumulative[end + 1] - request.cumulative[end])
         if wider * (items + 1) > policy.max_batch_tokens and items:
             break
         longest, items, end = wider, items + 1, end + 1

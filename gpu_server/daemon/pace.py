@@ -1,7 +1,8 @@
 """When the next batch should leave: just before the engine runs dry, so that it never waits and late arrivals still join.
 
 How long a batch runs is learnt for each model as `fixed + slope · cost`, by least squares over recent batches, and with it
-how far off the estimate usually is: what is hard to foresee is sent earlier.
+how far off the estimate usually is: what is hard to foresee is sent earlier. How long before the end is "just before" is
+learnt from how long the engine stood idle although work waited: on a busy machine a batch's way to it takes longer.
 """
 
 from __future__ import annotations
@@ -12,10 +13,16 @@ from collections.abc import Callable, Collection
 from gpu_server.daemon.request import Batch
 
 LEAD_S = 0.0003
-"""How long before the end of one batch the next should leave: about what its way to the engine and its launch take.
+"""How long before the end of one batch the next should leave at least: what its way to the engine and its launch take.
 
 In the first half of what runs none leaves, so that late arrivals join it: a batch of few costs as much as one of many.
 """
+MOST_LEAD_S = 0.003
+IDLE = 0.01
+"""The part of a batch's time that the engine may stand idle before it: less would mean that batches leave too early."""
+GAIN = 0.1
+BRIEF_S = 0.003
+"""Batches that together run no longer have another behind them: the answers of one take as long to share out."""
 SHORTEST_S = 0.0002
 """Batches that run no longer are not foreseen: the next would leave at once, small, each at the price of a large one."""
 LEARNT = 16
@@ -58,14 +65,20 @@ class Pace:
         self._clock = clock
         self._times: dict[str, _Times] = {}
         self._last_done = -math.inf
+        self._lead_s = LEAD_S
 
-    def learn(self, batch: Batch, seconds: float) -> float:
+    def learn(self, batch: Batch, seconds: float, *, full: bool = False) -> float:
         """Note that a batch has ended just now, after running for `seconds`; returns what it kept others waiting.
 
-        That is longer by its way to the engine and back, where this machine is busy by much.
+        That is longer by its way to the engine and back, where this machine is busy by much. full: none could have joined
+        it late, so that it had better left too early than too late.
         """
         now = self._clock()
         kept_s = now - max(batch.sent, self._last_done)
+        if full and batch.waited_since < self._last_done:
+            idle_s = min(now - self._last_done - seconds, seconds)
+            lead_s = self._lead_s + GAIN * (idle_s - IDLE * seconds)
+            self._lead_s = max(LEAD_S, min(lead_s, seconds, MOST_LEAD_S))
         self._last_done = now
         self._times.setdefault(batch.model, _Times()).learn(batch.cost, seconds)
         return max(seconds, kept_s)
@@ -82,6 +95,11 @@ class Pace:
             return budget
         most = budget * KNEE * fixed / (whole - KNEE * (whole - fixed))
         return min(budget, max(budget // 4, int(most)))
+
+    def are_brief(self, running: Collection[Batch]) -> bool:
+        """Whether these batches are known to run for so short a time that another should be there when they end."""
+        estimates = [self.estimate(batch.model, batch.cost) for batch in running]
+        return None not in estimates and sum(filter(None, estimates)) < BRIEF_S
 
     def due(self, running: Collection[Batch]) -> float | None:
         """When the next batch should be sent behind those `running`, oldest first; None where that cannot be foreseen.
@@ -102,4 +120,4 @@ class Pace:
         started = max(next(iter(running)).sent, self._last_done)
         if self._clock() > started + 2 * (seconds + error):
             return None
-        return started + seconds - 2 * error - min(LEAD_S, seconds / 2)
+        return started + seconds - 2 * error - min(self._lead_s, seconds / 2)

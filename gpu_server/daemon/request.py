@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from itertools import accumulate
 from typing import Any
 
 import msgspec
@@ -18,7 +17,7 @@ Group = tuple[Any, ...]
 class Request(msgspec.Struct, kw_only=True, eq=False):
     """State of one request between admission and its single reply; a Struct, because one is made for every message.
 
-    costs: what each item adds to a batch; cumulative: their sums from 0 on. deadline, arrived: seconds on the daemon's
+    cumulative: the sums, from 0 on, of what each item adds to a batch. deadline, arrived: seconds on the daemon's
     clock. size: bytes of input. waiting: ranges of items not yet in a batch. closed: the reply has been made, whatever it
     was. suspect: it was in a batch that the engine did not survive, or holds what failed before, and rides alone. flow, tag,
     bulk: its place in the order of requests (`flows`).
@@ -29,13 +28,12 @@ class Request(msgspec.Struct, kw_only=True, eq=False):
     model: str
     inputs: Tensors
     params: dict[str, Any]
-    costs: Sequence[int]
+    cumulative: Sequence[int]
     priority: int
     arrived: float
     deadline: float
     group: Group
     items: int = 0
-    cumulative: list[int] = []
     cost: int = 0
     size: int = 0
     waiting: list[tuple[int, int]] = []
@@ -55,8 +53,7 @@ class Request(msgspec.Struct, kw_only=True, eq=False):
     batch_tokens: int = 0
 
     def __post_init__(self) -> None:
-        items = self.items = self.remaining = len(self.costs)
-        self.cumulative = [0, *accumulate(self.costs)]
+        items = self.items = self.remaining = len(self.cumulative) - 1
         self.cost = self.cumulative[items]
         self.size = sum([len(tensor.data) for tensor in self.inputs.values()])
         self.waiting = [(0, items)]
@@ -65,8 +62,7 @@ class Request(msgspec.Struct, kw_only=True, eq=False):
         """Let go of what it holds: it has its reply, but may stand in a queue until its deadline."""
         self.inputs = {}
         self.parts = []
-        self.costs = ()
-        self.cumulative = []
+        self.cumulative = ()
 
     def isolate(self) -> None:
         """Let it share no batch with another request."""
@@ -142,16 +138,29 @@ class Request(msgspec.Struct, kw_only=True, eq=False):
 
 
 class Batch:
-    """What one forward runs: slices of requests of one group, in order. version: of the model, once it is sent."""
+    """What one forward runs: slices of requests of one group, in order.
 
-    __slots__ = ("cost", "formed", "id", "items", "model", "params", "sent", "slices", "version")
+    waited_since: when its first request arrived. version: of the model, once it is sent.
+    """
+
+    __slots__ = (
+        "cost",
+        "formed",
+        "id",
+        "items",
+        "model",
+        "params",
+        "sent",
+        "slices",
+        "version",
+        "waited_since",
+    )
 
     def __init__(self, batch_id: int, model: str, params: dict[str, Any], formed: float) -> None:
         self.id = batch_id
         self.model = model
         self.params = params
-        self.formed = formed
-        self.sent = formed
+        self.waited_since = self.formed = self.sent = formed
         self.version = ""
         self.slices: list[tuple[Request, int, int]] = []
         self.cost = 0

@@ -29,7 +29,9 @@ from gpu_server.errors import Overloaded
 MISFITS = 8
 """Requests looked past, at most, to fill a batch after one did not fit."""
 DEEP = 8
-"""Batches of prompt work that wait, above which a batch is filled to the last rather than end where a request does."""
+"""Batches of prompt work that wait, above which a batch is filled to the last rather than end where a large request does."""
+FULL = 0.9
+"""The part of its bounds from which on a batch counts as full: requests seldom fill one to the last token."""
 LATELY_S = 1.0
 """How long after a prompt request bulk work expects another."""
 CHEAP = 4
@@ -255,16 +257,21 @@ class Scheduler:
             return None
         return self.next_batch(idle=due is not None, alone=not running, models=models)
 
+    def are_brief(self, running: Collection[Batch]) -> bool:
+        """Whether these batches are known to be done so soon that another should be there by then."""
+        return self._pace.are_brief(running)
+
     def learn(self, batch: Batch, seconds: float) -> None:
         """Note that a batch has just ended well, and how long it ran.
 
         A model's time per full batch is learnt from those at least half full.
         """
-        kept_s = self._pace.learn(batch, seconds)
         model = self._models[batch.model]
-        model.raise_again(self._clock())
         units = batch.cost / model.policy.max_batch_tokens
-        if units >= 0.5 or batch.items * 2 >= model.policy.max_batch_items:
+        filled = max(units, batch.items / model.policy.max_batch_items)
+        kept_s = self._pace.learn(batch, seconds, full=filled >= FULL)
+        model.raise_again(self._clock())
+        if filled >= 0.5:
             took = kept_s / units
             model.batch_s += (SMOOTHING if model.batch_s else 1.0) * (took - model.batch_s)
 
@@ -334,6 +341,7 @@ class Scheduler:
         head, model = queue.head(), queue.model
         assert head is not None
         batch = Batch(next(self._batch_ids), head.model, head.params, self._clock())
+        batch.waited_since = head.arrived
         whole = beside = model.fitting
         if bulk or other is not None:
             beside = self._beside_prompt(batch, model)
@@ -366,11 +374,7 @@ class Scheduler:
             request = queue.head()
             if request is None:
                 break
-            if (
-                whole
-                and request.cost > policy.max_batch_tokens - batch.cost
-                and splits(request, batch, policy)
-            ):
+            if whole and splits(request, batch, policy):
                 break
             longest = fill(batch, request, policy, longest)
             entry = heapq.heappop(queue.heap)

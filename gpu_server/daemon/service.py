@@ -191,9 +191,9 @@ class Service:
     def dispatch(self) -> float | None:
         """Give the engine what the scheduler finds due; returns when more will be, unless something happens before."""
         link = self._link
-        if link is None:
+        if link is None or not self._scheduler.items:
             return None
-        while len(link.batches) < self._batches_in_flight:
+        while self._has_room(link):
             batch = self._scheduler.due_batch(link.batches.values(), link.models)
             if batch is None:
                 return self._scheduler.due_at
@@ -203,6 +203,11 @@ class Service:
             batch.sent, batch.version = now, link.models[batch.model].version
             link.send(batch)
         return None
+
+    def _has_room(self, link: EngineLink) -> bool:
+        """Whether the engine may be sent another batch: beyond those it runs at a time, one where they are soon done."""
+        ahead = len(link.batches) - self._batches_in_flight
+        return ahead < 0 or (ahead == 0 and self._scheduler.are_brief(link.batches.values()))
 
     def batch_done(self, batch: Batch, header: ReplyHeader, outputs: Tensors) -> None:
         """Share a batch's answer out to its requests."""
@@ -229,9 +234,12 @@ class Service:
 
     def next_deadline(self) -> float | None:
         """When `expire` may next have work, on the clock."""
-        keepers = self._tokenizing, self._ledger, self._early
-        due = [keeper.next_deadline() for keeper in keepers]
-        return min([moment for moment in due if moment is not None], default=None)
+        first = self._ledger.next_deadline()
+        for keeper in (self._tokenizing, self._early):
+            if keeper:
+                moment = keeper.next_deadline()
+                first = moment if first is None or (moment is not None and moment < first) else first
+        return first
 
     def peer_gone(self, peer: bytes) -> None:
         """Drop what a lost connection still waits for."""

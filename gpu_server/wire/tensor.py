@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Sequence
-from itertools import accumulate, pairwise
+from itertools import accumulate
 from math import prod
+from operator import sub
 
 import msgspec
 import numpy as np
@@ -67,7 +68,7 @@ class Tensor(msgspec.Struct, eq=False):
             return [1] * self.shape[0]
         if len(offsets) == 2:
             return [offsets[1]]
-        return [b - a for a, b in pairwise(offsets)]
+        return list(map(sub, offsets[1:], offsets))
 
     def slice(self, start: int, stop: int) -> Tensor:
         """Items `start` to `stop` as a view on the same bytes."""

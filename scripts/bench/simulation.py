@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import random
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -21,15 +22,21 @@ MAX_BATCH_ITEMS = 2048
 
 @dataclass(frozen=True)
 class Engine:
-    """The measured cost of a batch: `fixed_s + token_s · tokens`, and the gap before one that was not sent ahead."""
+    """The measured cost of a batch: `fixed_s + token_s · tokens`, and the gap before one that was not sent ahead.
+
+    graphs: in tokens, ascending; a batch costs as much as the smallest that holds it. None: what its own tokens do.
+    """
 
     fixed_s: float
     token_s: float
     gap_s: float
     noise: float = 0.0
+    graphs: tuple[int, ...] = ()
 
     def service_s(self, tokens: int, dice: random.Random | None = None) -> float:
         """Seconds that one batch runs; with `dice`, off by a normally distributed part of `noise`."""
+        if self.graphs:
+            tokens = self.graphs[bisect_left(self.graphs, tokens)]
         seconds = self.fixed_s + self.token_s * tokens
         return seconds * max(0.1, dice.gauss(1.0, self.noise)) if dice else seconds
 
@@ -80,7 +87,8 @@ class Ours:
 
     def submit(self, job: Job) -> None:
         request = Request(
-            peer=b"%d" % job.client, id=b"", model="m", inputs={}, params={}, costs=job.costs, priority=1,
+            peer=b"%d" % job.client, id=b"", model="m", inputs={}, params={}, priority=1,
+            cumulative=[0, *itertools.accumulate(job.costs)],
             arrived=job.arrived, deadline=float("inf"), group=("m",),
         )  # fmt: skip
         self._jobs[request] = job
@@ -166,10 +174,14 @@ class CountAndWindow(Fifo):
 
 @dataclass(frozen=True)
 class Workload:
-    """What is asked: a share of requests are bulk ones of many texts, the others hold one; lengths are lognormal."""
+    """What is asked: a share of requests are bulk ones of many texts, the others hold one; lengths are lognormal.
+
+    connections: how many the clients of a closed loop share; 0: each has its own.
+    """
 
     bulk_share: float
     bulk_texts: int
+    connections: int = 0
 
     def jobs(self, dice: random.Random) -> Iterator[list[int]]:
         """The costs of one request after another."""
@@ -180,11 +192,12 @@ class Workload:
 
 @dataclass
 class Seen:
-    """What one run gave: seconds that each request took, of one text and of many, and texts answered a second."""
+    """What one run gave: seconds that each request took, of one text and of many, texts a second, tokens a batch."""
 
     single: list[float]
     bulk: list[float]
     rate: float
+    batch_tokens: float
 
 
 @dataclass(frozen=True)
@@ -212,6 +225,7 @@ class Simulation:
         self._order = itertools.count()
         self._given: deque[tuple[Batch, float]] = deque()
         self._answered = 0
+        self._tokens: list[int] = []
         self._dice = random.Random(seed)
         self._single: list[float] = []
         self._bulk: list[float] = []
@@ -222,15 +236,16 @@ class Simulation:
         jobs = workload.jobs(random.Random(f"{self._seed} asked"))
         pauses = random.Random(f"{self._seed} pauses")
 
-        def send(client: int) -> None:
-            self._submit(Job(next(jobs), self._now, client))
+        def send(peer: int) -> None:
+            self._submit(Job(next(jobs), self._now, peer))
 
         def done(job: Job) -> None:
             self._at(self._now + pauses.expovariate(1 / CLIENT_S), lambda: send(job.client))
 
         self._on_done = done
         for client in range(clients):
-            self._at(client * 1e-5, lambda client=client: send(client))  # type: ignore[misc]
+            peer = client % (workload.connections or clients)
+            self._at(client * 1e-5, lambda peer=peer: send(peer))  # type: ignore[misc]
         return self._run(requests)
 
     def open(self, load: float, workload: Workload, requests: int) -> Seen:
@@ -270,9 +285,10 @@ class Simulation:
         """Go on until so many requests have been answered, after a tenth more that do not count."""
         self._until(requests // 10)
         start, texts = self._now, self._answered
-        self._single, self._bulk = [], []
+        self._single, self._bulk, self._tokens = [], [], []
         self._until(requests)
-        return Seen(self._single, self._bulk, (self._answered - texts) / (self._now - start))
+        rate = (self._answered - texts) / (self._now - start)
+        return Seen(self._single, self._bulk, rate, sum(self._tokens) / len(self._tokens))
 
     def _until(self, requests: int) -> None:
         while len(self._single) + len(self._bulk) < requests:
@@ -301,6 +317,7 @@ class Simulation:
         if self._given:
             self._at(self._now + self._given[0][1], self._ended)
         self._batcher.ended(batch, seconds)
+        self._tokens.append(sum(tokens for _, _, tokens in batch))
         for job, texts, _ in batch:
             job.remaining -= texts
             self._answered += texts

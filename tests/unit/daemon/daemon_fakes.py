@@ -44,7 +44,7 @@ def make_request(
         model=model,
         inputs=inputs or {"x": Tensor("u8", (len(costs),), bytes(len(costs)))},
         params=params or {},
-        costs=costs,
+        cumulative=[0, *itertools.accumulate(costs)],
         priority=priority,
         arrived=arrived,
         deadline=deadline,

@@ -60,13 +60,13 @@ def test_a_good_request_carries_everything_over() -> None:
     request = build(IMAGE, {"x": dense(3, 2, 3)}, priority=2)
     assert (request.peer, request.id, request.model, request.priority) == (b"p", b"1", "image", 2)
     assert (request.arrived, request.deadline) == (1.0, 2.0)
-    assert list(request.costs) == [5, 5, 5]
+    assert list(request.cumulative) == [0, 5, 10, 15]
 
 
 def test_cost_is_the_length_of_the_named_input() -> None:
     a = Tensor.from_rows([np.zeros((3, 2)), np.zeros((0, 2)), np.zeros((1, 2))], "i64")
     request = build(PAIR, {"a": a, "b": Tensor.from_strings(["", "x", "yy"])})
-    assert list(request.costs) == [3, 1, 1]
+    assert list(request.cumulative) == [0, 3, 4, 5]
 
 
 @pytest.mark.parametrize("items", [1, 3])
@@ -215,7 +215,7 @@ def test_pairs_are_for_models_that_read_two_texts() -> None:
 
 def test_each_token_has_a_type() -> None:
     rows = Tensor.from_rows([[1, 2], [3]])
-    assert build(RERANKER, {"input_ids": rows, "token_type_ids": rows}).costs == [2, 1]
+    assert build(RERANKER, {"input_ids": rows, "token_type_ids": rows}).cumulative == [0, 2, 3]
     other = {"input_ids": rows, "token_type_ids": Tensor.from_rows([[1], [2, 3]])}
     with pytest.raises(InvalidRequest, match="token_type_ids must be as long as input_ids"):
         build(RERANKER, other)

@@ -68,7 +68,7 @@ def test_a_batch_sent_ahead_starts_when_the_one_before_it_ends(clock: Clock) -> 
     pace = taught(clock)
     sent = clock.now
     clock.advance(5)
-    pace.learn(batch(1000), 2e-3)
+    pace.learn(batch(1000, sent), 2e-3)
     assert pace.due([batch(1000, sent)]) == pytest.approx(clock.now + 2e-3 - LEAD_S, abs=2e-5)
 
 
@@ -128,3 +128,43 @@ def test_the_knee_lies_between_a_quarter_and_the_whole(clock: Clock, seconds: Ca
     for cost in range(100, 5000, 50):
         pace.learn(batch(cost), seconds(cost))
     assert 1250 <= pace.knee("m", 5000) <= 5000
+
+
+def busy(pace: Pace, clock: Clock, idle_s: float, batches: int = 400, *, full: bool = True) -> float:
+    """The lead after batches of 2 ms with work always waiting, each `idle_s` after the one before."""
+    for _ in range(batches):
+        waiting = batch(1000, clock.now - 1e-3)
+        clock.advance(2e-3 + idle_s)
+        pace.learn(waiting, 2e-3, full=full)
+    due = pace.due([batch(1000, clock.now), batch(1000, clock.now)])
+    assert due is not None
+    return clock.now + 4e-3 - due
+
+
+def test_batches_leave_the_earlier_the_longer_the_engine_stood_idle(clock: Clock) -> None:
+    pace = taught(clock)
+    assert busy(pace, clock, 0.0) == pytest.approx(LEAD_S, abs=5e-5)
+    assert busy(pace, clock, 1e-4) == pytest.approx(2e-3, abs=5e-5)
+    assert busy(pace, clock, 0.0, 2000) == pytest.approx(LEAD_S, abs=5e-5)
+
+
+def test_batches_that_others_could_have_joined_leave_no_earlier(clock: Clock) -> None:
+    assert busy(taught(clock), clock, 1e-4, full=False) == pytest.approx(LEAD_S, abs=5e-5)
+
+
+def test_an_engine_that_had_nothing_to_do_was_not_kept_waiting(clock: Clock) -> None:
+    pace = taught(clock)
+    for _ in range(400):
+        clock.advance(1.0)
+        sent = clock.now
+        clock.advance(2e-3)
+        pace.learn(batch(1000, sent), 2e-3, full=True)
+    due = pace.due([batch(1000, clock.now)])
+    assert due == pytest.approx(clock.now + 2e-3 - LEAD_S, abs=5e-5)
+
+
+def test_brief_batches_are_known_and_together_short(clock: Clock) -> None:
+    pace = taught(clock)
+    assert pace.are_brief([batch(400), batch(400)])
+    assert not pace.are_brief([batch(1000), batch(1000)])
+    assert not pace.are_brief([batch(10, model="other")])

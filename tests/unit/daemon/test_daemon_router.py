@@ -126,15 +126,18 @@ def test_a_slow_peer_gets_everything_in_order_once_it_reads(world: World) -> Non
 def test_a_peer_that_never_reads_is_given_up_and_others_are_not_held_up(world: World) -> None:
     _slow, peer = world.peer()
     fill(world, peer)
-    kept = 0
+    sent = 0
     while not world.gone:
-        assert kept * len(BIG) < 200_000
+        # Some still leave: libzmq's thread may not have filled the kernel's buffers yet.
+        assert sent < 100 * SEND_HWM
         world.router.send(peer, [b"", b"-", BIG])
         world.router.flush()
-        kept += 1
+        sent += 1
     assert world.gone == [peer]
     assert not world.router.has_unsent()
-    assert world.metrics.dropped["peer_slow"] == kept + 1
+    assert world.metrics.dropped["peer_slow"] == 100_000 // len(BIG), (
+        "given up with the first that is too much"
+    )
     other, good = world.peer()
     world.router.send(good, [b"", b"answer"])
     world.router.flush()

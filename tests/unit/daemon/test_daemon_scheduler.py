@@ -349,4 +349,4 @@ def test_an_answered_request_holds_nothing(scheduler: Scheduler) -> None:
     request = submit(scheduler, 1, 2, 3)
     request.take(0, dict(request.inputs), 1)
     scheduler.close(request)
-    assert (request.inputs, request.parts, list(request.costs), request.cumulative) == ({}, [], [], [])
+    assert (request.inputs, request.parts, list(request.cumulative)) == ({}, [], [])

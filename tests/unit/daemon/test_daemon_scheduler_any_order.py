@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import pairwise
 
 import pytest
 from daemon_fakes import Clock, make_request
@@ -91,7 +92,11 @@ class World:
 
 def check_budgets(batch: Batch) -> None:
     policy = POLICIES[batch.model]
-    costs = [cost for request, start, stop in batch.slices for cost in request.costs[start:stop]]
+    costs = [
+        b - a
+        for request, start, stop in batch.slices
+        for a, b in pairwise(request.cumulative[start : stop + 1])
+    ]
     assert batch.items == len(costs) > 0
     assert batch.cost == (len(costs) * max(costs) if policy.padded else sum(costs))
     assert batch.items <= policy.max_batch_items

@@ -105,10 +105,22 @@ def test_bulk_batches_are_smaller_while_prompt_requests_come(world: World) -> No
     assert world.run().cost == BUDGET
 
 
-def test_a_request_is_not_begun_at_the_end_of_a_batch(world: World) -> None:
+def test_a_large_request_is_not_begun_at_the_end_of_a_batch(world: World) -> None:
     first, second = (world.submit(800, 80, peer=peer) for peer in (b"a", b"b"))
     assert slices(world.run()) == [(first, 0, 80)]
     assert slices(world.run()) == [(second, 0, 80)]
+
+
+def test_small_requests_fill_a_batch_to_the_last(world: World) -> None:
+    for number in range(24):
+        world.submit(90, 9, peer=b"%d" % number)
+    assert [world.run().cost for _ in range(3)] == [BUDGET, BUDGET, 160]
+
+
+def test_half_a_batch_is_not_too_large_to_be_begun(world: World) -> None:
+    first, second = (world.submit(cost, cost // 10, peer=b"%d" % cost) for cost in (800, BUDGET // 2))
+    assert slices(world.run()) == [(first, 0, 80), (second, 0, 20)]
+    assert slices(world.run()) == [(second, 20, 50)]
 
 
 def test_a_long_queue_is_served_in_full_batches(world: World) -> None:
