@@ -50,22 +50,25 @@ class Engine:
 class Sample:
     """One look: seconds on the caller's clock, workers, the share of their time in use, and the engine.
 
-    engine: None where no daemon answers.
+    engine: None where no daemon answers. busiest, idlest: the share of the one that has most to do, and of the other.
     """
 
     at: float
     workers: int
     busy: float
     engine: Engine | None
+    busiest: float = 0.0
+    idlest: float = 0.0
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What to do and why: `target` is `workers` where they stay although they are busy."""
+    """What to do and why: `target` is `workers` where they stay although they are busy; `busy` is what was judged."""
 
     workers: int
     target: int
     reason: str
+    busy: float
 
 
 class Controller:
@@ -76,6 +79,7 @@ class Controller:
         self._loads: deque[tuple[float, float]] = deque()
         self._begun: float | None = None
         self._workers = 0
+        self._uneven_since: float | None = None
         self._held = ""
 
     def observe(self, sample: Sample) -> Decision | None:
@@ -87,14 +91,20 @@ class Controller:
         busy = self._busy_lately(sample)
         if busy is not None and busy > policy.add_above:
             return self._add(sample, busy)
+        if (removal := self._remove(sample)) is not None:
+            return removal
+        if self._long_uneven(sample.at):
+            return self._stay(sample, sample.busy, "the load stays with some of the workers")
         if busy is not None and busy < policy.remove_below:
             self._held = ""
-        return self._remove(sample)
+        return None
 
     def _remember(self, sample: Sample) -> None:
         """The load is in workers' worth of time, so it stays true when their number changes; how busy they are does not."""
         if sample.workers != self._workers or self._begun is None:
-            self._workers, self._begun = sample.workers, sample.at
+            self._workers, self._begun, self._uneven_since = sample.workers, sample.at, None
+        uneven = sample.busiest > self._policy.add_above and sample.idlest < sample.busiest / 2
+        self._uneven_since = (self._uneven_since or sample.at) if uneven else None
         self._loads.append((sample.at, sample.busy * sample.workers))
         while self._loads[0][0] < sample.at - self._policy.remove_after_s:
             self._loads.popleft()
@@ -106,7 +116,7 @@ class Controller:
         patience_s = policy.add_after_s if target > workers else policy.remove_after_s
         if self._begun is None or self._begun > sample.at - patience_s:
             return None
-        return Decision(workers, target, f"outside {policy.least} … {policy.most}")
+        return Decision(workers, target, f"outside {policy.least} … {policy.most}", sample.busy)
 
     def _busy_lately(self, sample: Sample) -> float | None:
         """The mean of `add_after_s`; None before that many seconds with this number of workers have passed."""
@@ -119,12 +129,21 @@ class Controller:
     def _add(self, sample: Sample, busy: float) -> Decision | None:
         policy, workers = self._policy, sample.workers
         held = _why_not(sample.engine, policy) or ("at the most" if workers == policy.most else "")
-        if not held:
-            self._held = ""
-            target = min(policy.most, max(workers + 1, ceil(workers * busy / policy.aim)))
-            return Decision(workers, target, "workers are busy")
-        told, self._held = self._held, held
-        return None if told == held else Decision(workers, workers, held)
+        if held:
+            return self._stay(sample, busy, held)
+        self._held = ""
+        # The mean has seconds in it in which the newest workers were only starting and had no connections yet.
+        busy = max(busy, sample.busy)
+        target = min(policy.most, max(workers + 1, ceil(workers * busy / policy.aim)))
+        return Decision(workers, target, "workers are busy", busy)
+
+    def _long_uneven(self, now: float) -> bool:
+        """Whether one worker is at its limit, beside one less than half as busy, for as long as a removal takes."""
+        return self._uneven_since is not None and self._uneven_since <= now - self._policy.remove_after_s
+
+    def _stay(self, sample: Sample, busy: float, reason: str) -> Decision | None:
+        told, self._held = self._held, reason
+        return None if told == reason else Decision(sample.workers, sample.workers, reason, busy)
 
     def _remove(self, sample: Sample) -> Decision | None:
         policy, workers = self._policy, sample.workers
@@ -136,7 +155,7 @@ class Controller:
         most = max(load for _, load in self._loads)
         if most > policy.remove_below * (workers - 1):
             return None
-        return Decision(workers, max(policy.least, ceil(most / policy.aim)), "fewer would do")
+        return Decision(workers, max(policy.least, ceil(most / policy.aim)), "fewer would do", most / workers)
 
 
 def _why_not(engine: Engine | None, policy: Policy) -> str:

@@ -76,11 +76,12 @@ class Autoscaler:
         if not used or used.keys() != before.keys():
             return None
         engine = self._load.read()
-        active_s = sum(max(0.0, used[pid] - before[pid]) for pid in used)
-        busy = active_s / len(used) / max(now - began, 1e-3)
+        passed = max(now - began, 1e-3)
+        shares = [max(0.0, used[pid] - before[pid]) / passed for pid in used]
+        busy = sum(shares) / len(shares)
         if self._threads:
             busy = max(busy, self._load.held / self._threads)
-        return Sample(now, len(used), min(1.0, busy), engine)
+        return Sample(now, len(used), min(1.0, busy), engine, min(1.0, max(shares)), min(1.0, min(shares)))
 
     def _move(self, decision: Decision) -> None:
         steps = decision.target - decision.workers
@@ -96,7 +97,11 @@ class Autoscaler:
 
 
 def _tell(decision: Decision, sample: Sample) -> None:
-    values: dict[str, object] = {"workers": decision.workers, "target": decision.target, "busy": sample.busy}
+    values: dict[str, object] = {
+        "workers": decision.workers,
+        "target": decision.target,
+        "busy": decision.busy,
+    }
     if sample.engine is not None:
         values |= {"engine_busy": sample.engine.busy, "queue_wait_s": sample.engine.queue_wait_s}
     event = "workers stay" if decision.target == decision.workers else "workers change"

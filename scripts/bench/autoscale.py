@@ -1,9 +1,12 @@
 """Workers on a ramp of load: every fixed number of them at the peak, then the autoscaler up the ramp and down again.
 
     .venv/bin/python scripts/bench/autoscale.py [--most 2] [--fixed 1,2] [--cpu-ms 10] [--step-s 12] [--json FILE]
+    .venv/bin/python scripts/bench/autoscale.py --most 12 --fixed 12 --cpu-ms 0 --wait-ms 160 --threads 4
 
-Starts a daemon with a model that costs nothing, and Gunicorn with an app that burns CPU for every request. The load comes
-from the modules of `gpu-server bench http`: an open loop at shares of what --most workers do, a closed one at the peak.
+Starts a daemon with a model that costs nothing, and `gunicorn -c python:web.serving` with an app that burns CPU for every
+request, or waits: that fills a worker's threads and no core, so the machine may have fewer cores than there are workers. The
+load comes from the modules of `gpu-server bench http`: an open loop at shares of what --most workers do, a closed one at the
+peak.
 """
 
 from __future__ import annotations
@@ -32,10 +35,15 @@ from gpu_server.bench.run import bench
 from gpu_server.errors import RemoteError
 
 HERE = Path(__file__).parent
+SITE = HERE / "autoscale_site"
+PATH = "work"
 CONNECTIONS_A_WORKER = 8
 WAIT_S = 60.0
-SETTLE_S = 5.0
+SETTLE_S = 7.0
 """How long a peak is held before it is measured, for each doubling of the workers that it takes."""
+SPREAD_S = 10.0
+"""The same for workers that are there: new connections may begin at one, and move as their requests are answered."""
+LOOK_S = 0.5
 SHARES = (0.05, 0.15, 0.3, 0.0, 0.15, 0.025, 0.025)
 """Of the rate of the most workers, one step each; 0 is a closed loop, which is the peak."""
 
@@ -43,23 +51,26 @@ SHARES = (0.05, 0.15, 0.3, 0.0, 0.15, 0.025, 0.025)
 class Site:
     """A daemon and a Gunicorn, each in a process of its own, that end with this one."""
 
-    def __init__(self, folder: Path, cpu_ms: float, most: int) -> None:
+    def __init__(
+        self, folder: Path, cpu_ms: float, most: int, *, wait_ms: float = 0.0, threads: int = 16
+    ) -> None:
         self.folder = folder
         self.body = folder / "body.json"
         self.body.write_text('{"inputs":"x"}')
         self.log = folder / "log"
         self._most = most
+        self._threads = threads
         self._env = os.environ | {
             "GPU_SERVER_ENDPOINT": f"ipc://{folder}/s",
             "GPU_SERVER_THREADS": "1",
+            "GPU_SERVER_WEB_THREADS": str(threads),
             "BENCH_CPU_MS": str(cpu_ms),
-            "PYTHONPATH": os.pathsep.join(
-                [str(HERE.parents[1]), str(HERE), os.environ.get("PYTHONPATH", "")]
-            ),
+            "BENCH_WAIT_MS": str(wait_ms),
+            "PYTHONPATH": os.pathsep.join([str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")]),
         }
 
     @contextmanager
-    def running(self, *command: str, folder: Path = HERE) -> Iterator[subprocess.Popen[bytes]]:
+    def running(self, *command: str, folder: Path = SITE) -> Iterator[subprocess.Popen[bytes]]:
         """A process, its output in the log."""
         with self.log.open("ab") as log:
             process = subprocess.Popen(
@@ -74,7 +85,7 @@ class Site:
     @contextmanager
     def daemon(self) -> Iterator[None]:
         """The daemon, once it serves."""
-        with self.running("gpu_server", "start", "autoscale_app:Double"):
+        with self.running("gpu_server", "start", "double:Double"):
             with Client(self._env["GPU_SERVER_ENDPOINT"]) as client:
                 give_up = time.monotonic() + WAIT_S
                 while not _ready(client) and time.monotonic() < give_up:
@@ -83,11 +94,11 @@ class Site:
 
     @contextmanager
     def gunicorn(
-        self, workers: int, app: str = "autoscale_app:app", folder: Path = HERE
+        self, workers: int, app: str = "frontend:app", folder: Path = SITE
     ) -> Iterator[tuple[str, Master]]:
         """Gunicorn with that many workers of an app in a folder: its URL and its master."""
         port = self.folder / "port"
-        options = ("-k", "gthread", "--threads", "16", "-b", "127.0.0.1:0", "-w", str(workers))
+        options = ("-c", "python:web.serving", "-b", "127.0.0.1:0", "-w", str(workers))
         seen = self.log.stat().st_size
         with self.running("gunicorn", *options, app, folder=folder) as process:
             give_up = time.monotonic() + WAIT_S
@@ -99,19 +110,20 @@ class Site:
 
     @contextmanager
     def autoscaler(self, master: Master, remove_after_s: float) -> Iterator[None]:
-        """The autoscaler on a master, as one starts it by hand."""
-        bounds = ("--min", "1", "--max", str(self._most), "--remove-after-s", str(remove_after_s))
-        with self.running("gpu_server", "autoscale", "--pid", str(master.pid), *bounds):
+        """The autoscaler as `web.serving` starts it, but for the patience of removals."""
+        bounds = ("--min", "1", "--max", str(self._most), "--threads", str(self._threads))
+        patience = ("--remove-after-s", str(remove_after_s))
+        with self.running("gpu_server", "autoscale", "--pid", str(master.pid), *bounds, *patience):
             yield
 
-    def plan(self, url: str, rate: float, seconds: float) -> Plan:
+    def plan(self, url: str, rate: float, seconds: float, warm_up_s: float = 1.0) -> Plan:
         """One step of load."""
         return Plan(
             url=url,
             connections=CONNECTIONS_A_WORKER * self._most,
             rate=rate,
             duration_s=seconds,
-            warm_up_s=1.0,
+            warm_up_s=warm_up_s,
             body_file=str(self.body),
         )
 
@@ -152,12 +164,25 @@ def row(at: float, made: Report, workers: list[int], offered: float) -> dict[str
     }
 
 
+def wait_for_idle(master: Master, workers: int) -> None:
+    """Return once that many workers have started."""
+    give_up = time.monotonic() + WAIT_S
+    used: dict[int, float] = {}
+    while time.monotonic() < give_up:
+        before, used = used, master.active_s()
+        if len(before) == workers and sum(used.values()) - sum(before.values()) < LOOK_S / 10:
+            return
+        time.sleep(LOOK_S)
+    raise TimeoutError(f"{workers} workers did not start")
+
+
 def fixed(site: Site, numbers: list[int], seconds: float) -> dict[int, float]:
     """Requests a second at the peak, for each number of workers."""
     rates = {}
     for workers in numbers:
         with site.gunicorn(workers) as (url, master):
-            made, _ = asyncio.run(step(site.plan(url, 0.0, seconds), master))
+            wait_for_idle(master, workers)
+            made, _ = asyncio.run(step(site.plan(url + PATH, 0.0, seconds, SPREAD_S), master))
         rates[workers] = made.requests_per_s
         click.echo(
             f"fixed {workers}: {made.requests_per_s:6.1f} requests/s, p99 {made.latency.p99_s * 1e3:.0f} ms"
@@ -166,17 +191,15 @@ def fixed(site: Site, numbers: list[int], seconds: float) -> dict[int, float]:
 
 
 def ramp(site: Site, peak: float, seconds: float, settle_s: float) -> list[dict[str, Any]]:
-    """The steps under the autoscaler; the peak is held for `settle_s` before its step, which shows where it has come to."""
+    """The steps under the autoscaler; the peak is held for `settle_s` before it is measured, on the same connections."""
     rows = []
     with site.gunicorn(1) as (url, master), site.autoscaler(master, seconds):
         begun = time.monotonic()
         for share in SHARES:
-            climb: list[int] = []
-            if not share:
-                _, climb = asyncio.run(step(site.plan(url, 0.0, settle_s), master))
             at = time.monotonic() - begun
-            made, workers = asyncio.run(step(site.plan(url, peak * share, seconds), master))
-            rows.append(row(at, made, [*climb, *workers], peak * share))
+            plan = site.plan(url + PATH, peak * share, seconds, 1.0 if share else settle_s)
+            made, workers = asyncio.run(step(plan, master))
+            rows.append(row(at, made, workers, peak * share))
             click.echo(" ".join(f"{name}={value}" for name, value in rows[-1].items()))
     return rows
 
@@ -197,14 +220,26 @@ def plot(rows: list[dict[str, Any]], best: float) -> str:
 @click.option("--most", default=len(os.sched_getaffinity(0)), show_default=True, help="Most workers.")
 @click.option("--fixed", "numbers", help="Fixed numbers of workers to compare with.  [default: 1 to --most]")
 @click.option("--cpu-ms", default=10.0, show_default=True, help="CPU time of one request in the frontend.")
+@click.option(
+    "--wait-ms", default=0.0, show_default=True, help="Time that one request waits there without CPU."
+)
+@click.option("--threads", default=64, show_default=True, help="Threads of a worker.")
 @click.option("--step-s", "seconds", default=12.0, show_default=True, help="Seconds of each step.")
 @click.option("--json", "path", type=click.Path(path_type=Path), help="Write the figures there.")
-def main(most: int, numbers: str | None, cpu_ms: float, seconds: float, path: Path | None) -> None:
+def main(
+    most: int,
+    numbers: str | None,
+    cpu_ms: float,
+    wait_ms: float,
+    threads: int,
+    seconds: float,
+    path: Path | None,
+) -> None:
     """Compare the autoscaler with fixed numbers of workers."""
     compared = sorted({*map(int, numbers.split(",")), most}) if numbers else list(range(1, most + 1))
     settle_s = max(seconds, SETTLE_S * math.log2(most))
     with tempfile.TemporaryDirectory(prefix="gs-scale-") as folder:
-        site = Site(Path(folder), cpu_ms, most)
+        site = Site(Path(folder), cpu_ms, most, wait_ms=wait_ms, threads=threads)
         site.log.touch()
         with site.daemon():
             before = fixed(site, compared, seconds)

@@ -134,6 +134,42 @@ def test_fewer_workers_for_a_full_engine_are_allowed() -> None:
     assert world.workers == 1
 
 
+def test_the_size_of_a_step_is_what_is_seen_last_where_that_is_more() -> None:
+    world = World(workers=4)
+    world.run(1, 2.0)
+    world.run(1, 2.8)
+    world.run(2, 4.0)
+    (decision,) = (decision for _, decision in world.moves)
+    assert (decision.target, decision.busy) == (7, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("busiest", "idlest", "reasons"),
+    [
+        (1.0, 0.0, ["the load stays with some of the workers"]),
+        (1.0, 0.6, []),
+        (0.7, 0.0, []),
+    ],
+)
+def test_new_workers_that_get_nothing_to_do_are_told_once_and_not_joined_by_more(
+    busiest: float, idlest: float, reasons: list[str]
+) -> None:
+    controller = Controller(POLICY)
+    told = [
+        decision
+        for at in range(200)
+        if (decision := controller.observe(Sample(float(at), 4, 0.75, IDLE, busiest, idlest)))
+    ]
+    assert [decision.reason for decision in told] == reasons
+    assert all(decision.target == 4 for decision in told)
+
+
+def test_workers_that_were_added_have_a_while_to_get_their_share() -> None:
+    controller = Controller(POLICY)
+    uneven = [Sample(float(at), 3 + at // 29, 0.7, IDLE, 1.0, 0.1) for at in range(200)]
+    assert [decision for sample in uneven if (decision := controller.observe(sample))] == []
+
+
 def test_the_most_is_told_once_while_the_load_hovers_about_it() -> None:
     world = World(Policy(1, 2))
     for _ in range(10):

@@ -70,6 +70,7 @@ def test_it_follows_the_load_ends_with_the_master_and_says_why(caplog: pytest.Lo
     assert reasons == ["workers are busy", "workers are busy", "fewer would do"]
     assert vars(caplog.records[0])["target"] == 2
     assert vars(caplog.records[0])["engine_busy"] == 0.5
+    assert vars(caplog.records[-1])["busy"] == pytest.approx(0.1 / 3), "what was judged"
 
 
 def test_a_new_worker_hides_one_look_and_no_more() -> None:
@@ -83,6 +84,17 @@ def test_a_new_worker_hides_one_look_and_no_more() -> None:
     assert sample is not None
     assert sample.workers == 2
     assert sample.busy == pytest.approx(0.15)
+
+
+def test_the_busiest_and_the_idlest_worker_are_seen() -> None:
+    machine = Machine()
+    machine.used = {1: 0.0, 2: 0.0, 3: 0.0}
+    scaler = machine.scaler()
+    machine.sleep(1)
+    machine.used = {1: 0.9, 2: 0.5, 3: 0.1}
+    sample = scaler._measure()
+    assert sample is not None
+    assert (sample.busy, sample.busiest, sample.idlest) == pytest.approx((0.5, 0.9, 0.1))
 
 
 @pytest.mark.parametrize(("threads", "busy"), [(0, 0.1), (8, 0.75), (4, 1.0)])
