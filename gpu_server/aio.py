@@ -8,7 +8,16 @@ from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, TypeVar
 
-from gpu_server.calls import Call, Params, Priority, Value, Vectors, from_tensor, raise_item_errors
+from gpu_server.calls import (
+    Call,
+    Params,
+    Priority,
+    Value,
+    Vectors,
+    from_tensor,
+    raise_item_errors,
+    withdraw,
+)
 from gpu_server.config import ClientConfig
 from gpu_server.connection import Reply
 from gpu_server.scores import Scores
@@ -219,21 +228,24 @@ class AsyncClient:
 
     async def _run(self, call: Call[T]) -> T:
         """Take a call's steps on the event loop: futures are awaited, functions run in a thread."""
-        value: Any = None
-        error: BaseException | None = None
-        while True:
-            try:
-                step = call.send(value) if error is None else call.throw(error)
-            except StopIteration as done:
-                result: T = done.value
-                return result
-            value, error = None, None
-            try:
-                value = await (
-                    asyncio.wrap_future(step) if isinstance(step, Future) else asyncio.to_thread(step)
-                )
-            except Exception as raised:  # noqa: BLE001 - handed to the call, which knows what to do with it
-                error = raised
+        step: Any = None
+        try:
+            step = next(call)
+            while True:
+                try:
+                    value = await (
+                        asyncio.wrap_future(step) if isinstance(step, Future) else asyncio.to_thread(step)
+                    )
+                except Exception as error:  # noqa: BLE001 - handed to the call, which knows what to do with it
+                    step = call.throw(error)
+                else:
+                    step = call.send(value)
+        except StopIteration as done:
+            result: T = done.value
+            return result
+        finally:
+            withdraw(call, step)
+            del step
 
     async def __aenter__(self) -> AsyncClient:
         return self

@@ -60,10 +60,15 @@ class Calls:
         self.endpoint = endpoint or endpoints.client_default()
         keys = curve.for_client(settings or config.client(), self.endpoint)
         self.timeout_s = timeout_s
+        self._settings = settings
         self.connections = PerProcess(self.endpoint, keys)
         self._hello: tuple[object, float, Hello] | None = None
         self._tokenizers: dict[str, TextTokenizer] = {}
         weakref.finalize(self, self.connections.abandon).atexit = False
+
+    def __reduce__(self) -> tuple[type[Calls], tuple[str, float, ClientConfig | None]]:
+        """Made anew where it is unpickled: a connection is its process's alone, and a key stays in its file."""
+        return type(self), (self.endpoint, self.timeout_s, self._settings)
 
     def deadline(self, timeout_s: Timeout) -> Deadline:
         """When a call that starts now must have ended."""
@@ -219,6 +224,13 @@ class Calls:
 
     def _ask(self, op: str, timeout_s: Timeout, model: str = "") -> Call[Reply]:
         return self.request(op=op, model=model, timeout_s=self.deadline(timeout_s).left(ASK_TIMEOUT_S))
+
+
+def withdraw(call: Call[Any], step: object) -> None:
+    """End a call that may be at one of its steps: what it has asked for and not got is cancelled."""
+    if isinstance(step, Future):
+        step.cancel()
+    call.close()
 
 
 def _hello_of(reply: Reply) -> Hello:

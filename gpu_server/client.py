@@ -7,7 +7,16 @@ from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, TypeVar
 
-from gpu_server.calls import Call, Params, Priority, Value, Vectors, from_tensor, raise_item_errors
+from gpu_server.calls import (
+    Call,
+    Params,
+    Priority,
+    Value,
+    Vectors,
+    from_tensor,
+    raise_item_errors,
+    withdraw,
+)
 from gpu_server.config import ClientConfig
 from gpu_server.connection import Reply
 from gpu_server.scores import Scores
@@ -27,7 +36,7 @@ class Client:
     Make it anywhere, before or after a fork: nothing is connected until the first call, and each process gets a
     socket of its own, shared by its threads. Make one per process and share it: each has a thread and a connection, which
     end with `close()` or when nothing holds the client any more. Every call ends within its time-out, however many requests
-    it takes, with an answer or a `RemoteError` of gpu_server.errors.
+    it takes, with an answer or a `RemoteError` of gpu_server.errors. One that is pickled is made anew where it is read.
 
     endpoint: `ipc:///path` or `tcp://host:port`; None means $GPU_SERVER_ENDPOINT or the default place.
     timeout_s: seconds a call may take when it names no other. settings: keys for tcp; None reads the environment.
@@ -268,20 +277,24 @@ class Client:
         self._calls.connections.close()
 
     def _run(self, call: Call[T], wait: Wait = Future.result) -> T:
-        """Take a call's steps in this thread, waiting for each reply."""
-        value: Any = None
-        error: BaseException | None = None
-        while True:
-            try:
-                step = call.send(value) if error is None else call.throw(error)
-            except StopIteration as done:
-                result: T = done.value
-                return result
-            value, error = None, None
-            try:
-                value = wait(step) if isinstance(step, Future) else step()
-            except Exception as raised:  # noqa: BLE001 - handed to the call, which knows what to do with it
-                error = raised
+        """Take a call's steps in this thread, waiting for each reply; interrupted, it cancels what it has asked for."""
+        step: Any = None
+        try:
+            step = next(call)
+            while True:
+                try:
+                    value = wait(step) if isinstance(step, Future) else step()
+                except Exception as error:  # noqa: BLE001 - handed to the call, which knows what to do with it
+                    step = call.throw(error)
+                else:
+                    step = call.send(value)
+        except StopIteration as done:
+            result: T = done.value
+            return result
+        finally:
+            withdraw(call, step)
+            # It holds the error that it ended with, which holds this frame, and that everything the call was given.
+            del step
 
     def __enter__(self) -> Client:
         return self

@@ -57,18 +57,18 @@ def check(endpoint: str) -> None:
 
 def is_local(endpoint: str) -> bool:
     """Whether only this machine can reach it: ipc, and tcp on loopback."""
-    host = urlsplit(endpoint).hostname or ""
-    try:
-        return ipc_path(endpoint) is not None or host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+    address = _address(endpoint)
+    loopback = urlsplit(endpoint).hostname == "localhost" if address is None else address.is_loopback
+    return ipc_path(endpoint) is not None or loopback
 
 
 def check_reachable(endpoint: str) -> None:
-    """Say at once what a connect could only time out on, or should not trust: raises Unavailable or EndpointForbidden."""
+    """Say at once what a connect could only time out on, or should not trust: raises Unavailable or EndpointForbidden.
+
+    Of tcp nothing is known at once.
+    """
     path = ipc_path(endpoint)
     if path is None:
-        _check_name(endpoint)
         return
     _check_owner(path.parent)
     if os.access(path, os.R_OK | os.W_OK):
@@ -87,11 +87,16 @@ def check_reachable(endpoint: str) -> None:
 
 
 def listens(endpoint: str) -> bool:
-    """Whether somebody takes connections there; also where as many as may wait to be taken do so already."""
-    path, parts = ipc_path(endpoint), urlsplit(endpoint)
+    """Whether somebody takes connections there; also where as many as may wait to be taken do so already.
+
+    Never at a host's name: to look it up may take longer than anybody can wait.
+    """
+    path, address = ipc_path(endpoint), _address(endpoint)
+    if path is None and address is None:
+        return False
     try:
         if path is None:
-            socket.create_connection((parts.hostname or "", parts.port or 0), PROBE_S).close()
+            socket.create_connection((str(address), urlsplit(endpoint).port or 0), PROBE_S).close()
         else:
             with socket.socket(socket.AF_UNIX) as probe:
                 probe.settimeout(PROBE_S)
@@ -101,6 +106,14 @@ def listens(endpoint: str) -> bool:
     except OSError:
         return False
     return True
+
+
+def _address(endpoint: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """That of a tcp endpoint; None where it names its host instead."""
+    try:
+        return ipaddress.ip_address(urlsplit(endpoint).hostname or "")
+    except ValueError:
+        return None
 
 
 def _check_owner(folder: Path) -> None:
@@ -116,18 +129,6 @@ def _check_owner(folder: Path) -> None:
             f"the socket's folder {folder} is not a folder of this user; another may have made it",
             {"folder": str(folder)},
         )
-
-
-def _check_name(endpoint: str) -> None:
-    """libzmq looks a host up again and again, and tells nobody that there is none."""
-    parts = urlsplit(endpoint)
-    try:
-        socket.getaddrinfo(parts.hostname, parts.port, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError) as error:
-        reason = getattr(error, "strerror", None) or "not a host's name"
-        raise Unavailable(
-            f"the host of {endpoint} cannot be found: {reason}", {"endpoint": endpoint}
-        ) from None
 
 
 def _private_folder() -> Path:

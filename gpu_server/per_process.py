@@ -62,9 +62,9 @@ class PerProcess:
 
     def close(self) -> None:
         """Close this process's connection, if it has one."""
-        if self._pid == os.getpid() and self._connection is not None:
-            self._connection.close()
-            self._connection = None
+        # No lock, which a signal's handler may have interrupted the holder of; and a closed one is not used again.
+        if self._pid == os.getpid() and (connection := self._connection) is not None:
+            connection.close()
 
     def abandon(self) -> None:
         """Let go of this process's connection without waiting; of one from before a fork it touches nothing."""

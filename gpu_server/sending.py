@@ -48,3 +48,4 @@ class Sending:
     ) -> None:
         for future in self._pending:
             future.cancel()
+        self._pending.clear()

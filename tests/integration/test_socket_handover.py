@@ -7,6 +7,7 @@ import socket
 import subprocess
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -65,9 +66,8 @@ class SocketUnit:
 
 @pytest.fixture
 def unit(own_endpoint: str) -> Iterator[SocketUnit]:
-    made = SocketUnit(own_endpoint)
-    yield made
-    made.close()
+    with closing(SocketUnit(own_endpoint)) as made:
+        yield made
 
 
 def ask(client: Client, value: int) -> list[int]:

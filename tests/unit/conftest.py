@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import closing
 
 import pytest
 import zmq
@@ -10,6 +11,7 @@ from hand_server import HandServer
 
 from gpu_server import calls
 from gpu_server.client import Client
+from gpu_server.connection import Connection
 from gpu_server.testing import FakeServer
 
 
@@ -28,6 +30,12 @@ def server() -> Iterator[FakeServer]:
 @pytest.fixture
 def client(server: FakeServer) -> Iterator[Client]:
     with Client(server.endpoint, timeout_s=10) as made:
+        yield made
+
+
+@pytest.fixture
+def connection(own_endpoint: str) -> Iterator[Connection]:
+    with closing(Connection(own_endpoint)) as made:
         yield made
 
 

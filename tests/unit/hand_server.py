@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future
+from typing import Any
+
 import zmq
 
+from gpu_server.connection import Connection, Reply
 from gpu_server.wire import RequestHeader, encode_reply
 from gpu_server.wire.header import ReplyHeader, unpack_request
 
@@ -33,3 +37,8 @@ class HandServer:
 
     def answer(self, peer: bytes, request_id: bytes) -> None:
         self.socket.send_multipart([peer, *encode_reply(ReplyHeader(v=1, id=request_id))])
+
+
+def ask(connection: Connection, timeout_s: float = 10.0, op: str = "infer", **header: Any) -> Future[Reply]:
+    """A request without inputs."""
+    return connection.submit(RequestHeader(v=1, id=b"-", op=op, **header), None, timeout_s)

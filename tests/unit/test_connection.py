@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import socket
+import threading
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from hand_server import HandServer
+import zmq
+from hand_server import HandServer, ask
 from running_daemon import until
 
 from gpu_server import connection as connections
-from gpu_server.connection import Connection, Reply
+from gpu_server import dealer, pending
+from gpu_server.connection import Connection
 from gpu_server.errors import (
     Cancelled,
     DeadlineExceeded,
@@ -34,17 +39,6 @@ from gpu_server.wire.header import ReplyHeader
 @pytest.fixture
 def server(serve: Callable[[], HandServer]) -> HandServer:
     return serve()
-
-
-@pytest.fixture
-def connection(own_endpoint: str) -> Iterator[Connection]:
-    made = Connection(own_endpoint)
-    yield made
-    made.close()
-
-
-def ask(connection: Connection, timeout_s: float = 10.0, op: str = "infer", **header: Any) -> Future[Reply]:
-    return connection.submit(RequestHeader(v=1, id=b"-", op=op, **header), None, timeout_s)
 
 
 def test_replies_in_any_order_reach_their_calls(server: HandServer, connection: Connection) -> None:
@@ -88,7 +82,7 @@ def test_the_deadline_ends_a_call_and_the_late_reply_is_dropped_and_counted(
     assert 0.1 <= time.monotonic() - started < 2
     server.answer(peer, header.id)
     until(lambda: connection.late_replies == 1, "the late reply", 5)
-    assert connection._calls == {}
+    assert len(connection._pending) == 0
 
 
 @pytest.mark.parametrize("timeout_s", [1e9, float("inf")])
@@ -249,13 +243,13 @@ def test_closing_fails_what_is_pending(server: HandServer, connection: Connectio
 def test_what_cannot_be_encoded_is_an_invalid_request(server: HandServer, connection: Connection) -> None:
     with pytest.raises(InvalidRequest, match="4096"):
         ask(connection, params={"p": "x" * 5000})
-    assert connection._calls == {}
+    assert len(connection._pending) == 0
 
 
 def test_pending_calls_are_bounded(
     server: HandServer, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connections, "MAX_PENDING", 2)
+    monkeypatch.setattr(pending, "MAX_PENDING", 2)
     ask(connection)
     ask(connection)
     with pytest.raises(Overloaded, match="2 requests of this process are already pending"):
@@ -263,19 +257,19 @@ def test_pending_calls_are_bounded(
 
 
 def test_answered_calls_leave_no_deadlines_behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connections, "_MIN_SWEEP", 16)
+    monkeypatch.setattr(pending, "MIN_SWEEP", 16)
     with FakeServer() as fake:
         connection = Connection(fake.endpoint)
         for _ in range(100):
             ask(connection, 3600, op="status").result(10)
-        assert len(connection._deadlines) <= 17
+        assert len(connection._pending._deadlines) <= 17
         connection.close()
 
 
 def test_after_a_sweep_deadlines_still_hold(
     server: HandServer, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connections, "_MIN_SWEEP", 0)
+    monkeypatch.setattr(pending, "MIN_SWEEP", 0)
     late, *others = [ask(connection, 0.5 if number == 0 else 60) for number in range(9)]
     for _ in range(9):
         peer, header = server.receive()
@@ -289,7 +283,7 @@ def test_after_a_sweep_deadlines_still_hold(
 
 def test_abandoning_takes_no_lock(server: HandServer, connection: Connection) -> None:
     """A garbage collection may come while this very thread holds the lock."""
-    with connection._lock:
+    with connection._pending._lock:
         connection.abandon()
     connection._thread.join(10)
     assert not connection._thread.is_alive()
@@ -354,3 +348,39 @@ def test_threads_share_it_and_no_answer_goes_astray() -> None:
             assert all(pool.map(work, range(8)))
         assert connection.late_replies == 0
         connection.close()
+
+
+def test_calls_that_ended_before_they_were_sent_leave_nothing_behind(
+    server: HandServer, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with a daemon that hangs for hours under a web tier that goes on asking."""
+    monkeypatch.setattr(pending, "MIN_SWEEP", 16)
+    first = ask(connection, 60)
+    peer, greeting = server.receive_first()
+    for _ in range(20):
+        for future in [ask(connection, 0.001) for _ in range(20)]:
+            with pytest.raises(Unavailable, match="until its deadline and was not sent"):
+                future.result(10)
+    until(lambda: len(connection._outbox) <= 16, "the sweep", 10)
+    server.answer(peer, greeting.id)
+    peer, header = server.receive_first()
+    server.answer(peer, header.id)
+    assert first.result(10).header.id == header.id
+
+
+@pytest.mark.parametrize("failing", ["context", "thread"])
+def test_where_nothing_more_can_be_opened_a_call_says_so_and_ends(
+    own_endpoint: str, server: HandServer, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    def no_thread(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    def no_context() -> None:
+        raise zmq.ZMQError(errno.EMFILE)
+
+    if failing == "thread":
+        monkeypatch.setattr(threading.Thread, "start", no_thread)
+    else:
+        monkeypatch.setattr(dealer, "zmq_for_this_process", lambda: SimpleNamespace(Context=no_context))
+    with pytest.raises(Unavailable, match=r"can't start new thread|Too many open files"):
+        ask(Connection(own_endpoint), 60).result(5)

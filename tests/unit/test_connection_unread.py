@@ -2,27 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from collections.abc import Callable
 
 import pytest
-from hand_server import GREETING, HandServer
+from hand_server import GREETING, HandServer, ask
 from running_daemon import until
 
-from gpu_server.connection import Connection, Reply
-from gpu_server.errors import Unavailable
-from gpu_server.wire import RequestHeader, error_reply
-
-
-@pytest.fixture
-def connection(own_endpoint: str) -> Iterator[Connection]:
-    made = Connection(own_endpoint)
-    yield made
-    made.close()
-
-
-def ask(connection: Connection, op: str) -> Future[Reply]:
-    return connection.submit(RequestHeader(v=1, id=b"-", op=op), None, 60)
+from gpu_server.connection import Connection
+from gpu_server.errors import DeadlineExceeded, Unavailable
+from gpu_server.wire import error_reply
 
 
 def lose(connection: Connection, server: HandServer) -> None:
@@ -35,7 +23,7 @@ def test_a_request_is_sent_once_the_daemon_has_answered(
     serve: Callable[[], HandServer], connection: Connection
 ) -> None:
     server = serve()
-    futures = [ask(connection, "infer") for _ in range(2)]
+    futures = [ask(connection, 60, "infer") for _ in range(2)]
     peer, greeting = server.receive_first()
     assert (greeting.id, greeting.op) == (GREETING, "hello")
     assert not server.socket.poll(50)
@@ -51,7 +39,7 @@ def test_a_request_is_sent_once_the_daemon_has_answered(
 @pytest.mark.parametrize("refused", [False, True])
 def test_any_answer_will_do(serve: Callable[[], HandServer], connection: Connection, refused: bool) -> None:
     server = serve()
-    future = ask(connection, "status")
+    future = ask(connection, 60, "status")
     peer, header = server.receive_first()
     assert header.op == "status"
     if refused:
@@ -59,7 +47,7 @@ def test_any_answer_will_do(serve: Callable[[], HandServer], connection: Connect
     else:
         server.answer(peer, header.id)
     assert (future.exception(10) is not None) == refused
-    ask(connection, "infer")
+    ask(connection, 60, "infer")
     assert server.receive_first()[1].op == "infer"
 
 
@@ -67,7 +55,7 @@ def test_what_it_may_not_have_read_is_sent_on_the_next_connection(
     serve: Callable[[], HandServer], connection: Connection
 ) -> None:
     server = serve()
-    futures = [ask(connection, op) for op in ("hello", "status", "infer")]
+    futures = [ask(connection, 60, op) for op in ("hello", "status", "infer")]
     assert [server.receive_first()[1].op for _ in futures] == ["hello", "status", "hello"]
     server.socket.close()
     server = serve()
@@ -83,7 +71,7 @@ def test_what_it_may_not_have_read_is_sent_on_the_next_connection(
 
 def test_what_may_not_be_asked_twice_fails(serve: Callable[[], HandServer], connection: Connection) -> None:
     server = serve()
-    future = ask(connection, "reload")
+    future = ask(connection, 60, "reload")
     server.receive_first()
     server.socket.close()
     with pytest.raises(Unavailable, match="was lost"):
@@ -95,7 +83,7 @@ def test_where_nobody_follows_it_fails_at_once(
     serve: Callable[[], HandServer], connection: Connection, op: str
 ) -> None:
     server = serve()
-    future = ask(connection, op)
+    future = ask(connection, 60, op)
     server.receive_first()
     server.socket.close()
     with pytest.raises(Unavailable, match="no gpu-server daemon answers"):
@@ -105,9 +93,23 @@ def test_where_nobody_follows_it_fails_at_once(
 def test_each_connection_is_greeted_anew(serve: Callable[[], HandServer], connection: Connection) -> None:
     for _ in range(2):
         server = serve()
-        ask(connection, "infer")
+        ask(connection, 60, "infer")
         peer, header = server.receive_first()
         assert header.id == GREETING
         server.answer(peer, header.id)
         assert server.receive_first()[1].op == "infer"
         lose(connection, server)
+
+
+def test_of_a_daemon_that_hangs_a_call_hears_whether_it_was_sent(
+    serve: Callable[[], HandServer], connection: Connection
+) -> None:
+    """Its process takes connections and answers nothing: of what was sent nobody knows, what was not may be repeated."""
+    server = serve()
+    sent, held = ask(connection, 0.3, "status"), ask(connection, 0.3, "infer")
+    with pytest.raises(DeadlineExceeded):
+        sent.result(10)
+    with pytest.raises(Unavailable, match="until its deadline and was not sent"):
+        held.result(10)
+    assert [server.receive_first()[1].op for _ in range(2)] == ["status", "hello"]
+    assert not server.socket.poll(50)

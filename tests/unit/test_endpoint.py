@@ -153,17 +153,7 @@ def test_a_full_backlog_is_somebody_who_listens(tmp_path: Path) -> None:
         assert endpoints.listens(f"ipc://{tmp_path}/s")
 
 
-def test_a_host_that_has_no_address_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    def look_up(host: str, port: int, **_: object) -> None:
-        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
-
-    monkeypatch.setattr(socket, "getaddrinfo", look_up)
-    with pytest.raises(
-        Unavailable, match=r"^the host of tcp://gpu:1 cannot be found: Name or service not known$"
-    ):
-        endpoints.check_reachable("tcp://gpu:1")
-
-
-def test_a_host_that_is_no_name_is_told_so() -> None:
-    with pytest.raises(Unavailable, match=r"cannot be found: not a host's name"):
-        endpoints.check_reachable(f"tcp://{'x' * 64}.example:1")
+def test_a_name_is_never_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "getaddrinfo", None)
+    endpoints.check_reachable("tcp://gpu:1")
+    assert not endpoints.listens("tcp://gpu:1")

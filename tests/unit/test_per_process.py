@@ -39,3 +39,21 @@ def test_after_a_close_there_is_a_new_one(own_endpoint: str) -> None:
     second = per_process.get()
     assert second is not first
     per_process.close()
+
+
+def test_what_is_made_while_another_closes_is_kept(
+    own_endpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    per_process = PerProcess(own_endpoint)
+    close, made = Connection.close, []
+
+    def slow_close(connection: Connection) -> None:
+        close(connection)
+        made.append(per_process.get())
+
+    per_process.get()
+    monkeypatch.setattr(Connection, "close", slow_close)
+    per_process.close()
+    monkeypatch.undo()
+    assert per_process.get() is made[0]
+    per_process.close()
