@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from dataclasses import dataclass
+from bisect import bisect_left, bisect_right
+from dataclasses import dataclass, replace
 
 from gpu_server.daemon.request import Batch, Request
 
 
 @dataclass(frozen=True)
 class Policy:
-    """How one model's batches are bounded; `padded` costs a batch as items × longest instead of the sum."""
+    """How one model's batches are bounded; `padded` costs a batch as items × longest instead of the sum.
+
+    graphs: ascending costs; a batch takes as long as the smallest that holds it. None: as long as its own cost takes.
+    """
 
     max_batch_tokens: int
     max_batch_items: int
     padded: bool = False
+    graphs: tuple[int, ...] = ()
+
+    def up_to_graph(self, cost: int) -> Policy:
+        """The same for a batch that is to take no longer than one of `cost`."""
+        at = bisect_left(self.graphs, cost)
+        graph = self.graphs[at] if at < len(self.graphs) else cost
+        return replace(self, max_batch_tokens=min(graph, self.max_batch_tokens))
+
+    def down_to_graph(self, cost: int) -> Policy:
+        """The same for batches of at most `cost`, of which none pays for a graph that it cannot fill."""
+        at = bisect_right(self.graphs, cost)
+        return replace(self, max_batch_tokens=self.graphs[at - 1] if at else cost)
 
 
 def splits(request: Request, batch: Batch, policy: Policy) -> bool:

@@ -78,10 +78,14 @@ class Pace:
         if full and batch.waited_since < self._last_done:
             idle_s = min(now - self._last_done - seconds, seconds)
             lead_s = self._lead_s + GAIN * (idle_s - IDLE * seconds)
-            self._lead_s = max(LEAD_S, min(lead_s, seconds, MOST_LEAD_S))
+            self._lead_s = max(LEAD_S, min(lead_s, MOST_LEAD_S))
         self._last_done = now
         self._times.setdefault(batch.model, _Times()).learn(batch.cost, seconds)
         return max(seconds, kept_s)
+
+    def ended(self) -> None:
+        """Note that a batch has ended just now whose time says nothing of others."""
+        self._last_done = self._clock()
 
     def estimate(self, model: str, cost: int) -> float | None:
         """Seconds that a batch of this cost should run; None while the model is not known."""

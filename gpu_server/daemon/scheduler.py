@@ -275,6 +275,10 @@ class Scheduler:
             took = kept_s / units
             model.batch_s += (SMOOTHING if model.batch_s else 1.0) * (took - model.batch_s)
 
+    def ended(self) -> None:
+        """Note that a batch has just ended of whose time nothing can be learnt."""
+        self._pace.ended()
+
     def lower_budget(self, model: str, tokens: int) -> None:
         """Form batches of at most `tokens` for a model whose larger ones did not fit into the device's memory."""
         self._models[model].lower(tokens, self._clock())
@@ -357,7 +361,7 @@ class Scheduler:
         if batch.formed - model.prompt_at > LATELY_S:
             return model.fitting
         knee = self._pace.knee(batch.model, model.fitting.max_batch_tokens)
-        return replace(model.fitting, max_batch_tokens=knee)
+        return model.fitting.down_to_graph(knee)
 
     def _goes_apart(self, batch: Batch, model: _Model, beside: Policy) -> bool:
         """Whether a batch of prompt requests leaves without bulk work to fill it up: every second one, if that is cheap."""
@@ -375,6 +379,7 @@ class Scheduler:
             if request is None:
                 break
             if whole and splits(request, batch, policy):
+                longest = fill(batch, request, policy.up_to_graph(batch.cost), longest)
                 break
             longest = fill(batch, request, policy, longest)
             entry = heapq.heappop(queue.heap)

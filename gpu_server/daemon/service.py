@@ -213,10 +213,12 @@ class Service:
         """Share a batch's answer out to its requests."""
         timing = header.timing if header.timing is not msgspec.UNSET else Timing()
         seconds = timing.compute_us / 1e6
+        if header.error is msgspec.UNSET and not header.item_errors and not timing.batch_tokens:
+            self._scheduler.learn(batch, seconds)
+        else:
+            self._scheduler.ended()
         if timing.batch_tokens:
             self._scheduler.lower_budget(batch.model, timing.batch_tokens)
-        elif header.error is msgspec.UNSET and not header.item_errors:
-            self._scheduler.learn(batch, seconds)
         # The engine first: it would stand idle for as long as the replies take.
         self.dispatch()
         self._metrics.models[batch.model].ran(batch.items, batch.cost, seconds)
@@ -400,4 +402,4 @@ def _policy(info: ModelInfo) -> Policy:
     tokens = info.max_batch_tokens
     if isinstance(info.cost, int):
         tokens = min(tokens, info.max_batch_items * info.cost)
-    return Policy(tokens, info.max_batch_items, info.padded)
+    return Policy(tokens, info.max_batch_items, info.padded, info.graphs)

@@ -42,6 +42,7 @@ class ModelInfo(msgspec.Struct, omit_defaults=True, kw_only=True):
     """Facts of one served model, stated by the engine once it is loaded.
 
     outputs: what parameter `output` may be, where there is one. output_tensors: what it answered when it was warmed up.
+    graphs: sizes in tokens, ascending; a batch takes as long as the smallest that holds it.
     """
 
     name: str
@@ -61,6 +62,7 @@ class ModelInfo(msgspec.Struct, omit_defaults=True, kw_only=True):
     pooling: str = ""
     normalize: bool = False
     runs: str = ""
+    graphs: tuple[int, ...] = ()
     labels: tuple[str, ...] = ()
     activation: Activation = ""
     outputs: tuple[str, ...] = ()

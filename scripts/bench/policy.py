@@ -24,10 +24,10 @@ from math import inf, sqrt
 from statistics import mean, stdev
 
 from simulation import (
-    Batcher,
     CountAndWindow,
     Engine,
     Interactive,
+    Make,
     OneAhead,
     Ours,
     Seen,
@@ -35,7 +35,7 @@ from simulation import (
     Workload,
 )
 
-POLICIES: dict[str, Callable[[Callable[[], float]], Batcher]] = {
+POLICIES: dict[str, Make] = {
     "ours": Ours,
     "one ahead": OneAhead,
     "count + window": CountAndWindow,

@@ -75,12 +75,16 @@ class Batcher(Protocol):
         """When `next_batch` may answer otherwise, though nothing has happened."""
 
 
+Make = Callable[[Callable[[], float], tuple[int, ...]], Batcher]
+"""A policy of a clock and an engine's graphs."""
+
+
 class Ours:
     """The project's own scheduler, dispatched as the daemon does with two batches in flight."""
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    def __init__(self, clock: Callable[[], float], graphs: tuple[int, ...] = ()) -> None:
         self._scheduler = Scheduler(clock, max_items=1 << 30, max_bytes=1 << 40)
-        self._scheduler.set_policy("m", Policy(MAX_BATCH_TOKENS, MAX_BATCH_ITEMS))
+        self._scheduler.set_policy("m", Policy(MAX_BATCH_TOKENS, MAX_BATCH_ITEMS, graphs=graphs))
         self._clock = clock
         self._jobs: dict[Request, Job] = {}
         self._sent: deque[Sent] = deque()
@@ -121,9 +125,9 @@ class Ours:
 
 
 class Fifo:
-    """Texts one by one in the order of arrival: what both rivals have in common."""
+    """Texts one by one in the order of arrival: what both rivals have in common. They know of no graphs."""
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    def __init__(self, clock: Callable[[], float], graphs: tuple[int, ...] = ()) -> None:
         self._clock = clock
         self._texts: deque[tuple[Job, int]] = deque()
 
@@ -216,11 +220,11 @@ class Simulation:
     seed: of what is asked, of when, and of how far each batch is off its time: policies with the same are compared in pairs.
     """
 
-    def __init__(self, make: Callable[[Callable[[], float]], Batcher], engine: Engine, seed: int = 0) -> None:
+    def __init__(self, make: Make, engine: Engine, seed: int = 0) -> None:
         self._now = 0.0
         self._seed = seed
         self._engine = engine
-        self._batcher = make(lambda: self._now)
+        self._batcher = make(lambda: self._now, engine.graphs)
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
         self._given: deque[tuple[Batch, float]] = deque()

@@ -34,6 +34,7 @@ EMBEDDING = ModelInfo(
     dimensions=384,
     pooling="cls",
     normalize=True,
+    graphs=(16, 32),
 )
 CUSTOM = ModelInfo(
     name="tagger", padded=True, params={"top": 5, "lang": None}, cost=2, inputs=(InputInfo("image", "bytes"),)

@@ -70,6 +70,11 @@ class Forward:
         hidden = self.encoder(batch)
         return Outputs(hidden, self._head(hidden, batch.layout.offsets))
 
+    @property
+    def graph_sizes(self) -> tuple[int, ...]:
+        """Tokens of the graphs that batches run in, ascending; none where there are no graphs."""
+        return () if self._graphs is None else self._graphs.sizes
+
     def can_capture(self) -> bool:
         """Whether this model and device can run as graphs: packed, in half precision, on CUDA with Triton."""
         half = self.encoder.dtype in (torch.float16, torch.bfloat16)

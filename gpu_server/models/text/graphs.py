@@ -286,6 +286,11 @@ class Graphs:
                 slice(len(before), len(before) + len(last_ids)), slice(len(first), len(first) + len(last))
             )
 
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Tokens of each bucket, ascending."""
+        return tuple(self._sizes)
+
     def fits(self, tokens: int, items: int) -> bool:
         """Whether some bucket can hold such a batch."""
         return tokens <= self._sizes[-1] and items <= self._max_items

@@ -148,6 +148,7 @@ class TextModel(Model):
         info.text = self._text_info()
         rounded = ", bfloat16 products" if self._products == "bfloat16" else ""
         info.runs = self._forward.runs + rounded
+        info.graphs = self._forward.graph_sizes
 
     @property
     def encoder_model(self) -> Any:

@@ -163,6 +163,28 @@ def test_an_engine_that_had_nothing_to_do_was_not_kept_waiting(clock: Clock) -> 
     assert due == pytest.approx(clock.now + 2e-3 - LEAD_S, abs=5e-5)
 
 
+def test_a_batch_that_nothing_is_learnt_from_was_no_idleness(clock: Clock) -> None:
+    pace = taught(clock)
+    for number in range(400):
+        waiting = batch(1000, clock.now - 1e-3)
+        clock.advance(2e-3)
+        if number % 10:
+            pace.learn(waiting, 2e-3, full=True)
+        else:
+            pace.ended()
+    assert busy(pace, clock, 0.0, 1) == pytest.approx(LEAD_S, abs=5e-5)
+
+
+def test_a_brief_batch_takes_no_lead_from_long_ones(clock: Clock) -> None:
+    pace = taught(clock)
+    for _ in range(300):
+        busy(pace, clock, 1e-3, 3)
+        waiting = batch(10, clock.now - 1e-3)
+        clock.advance(1e-4)
+        pace.learn(waiting, 1e-4, full=True)
+    assert busy(pace, clock, 1e-3, 1) == pytest.approx(2e-3, abs=5e-5)
+
+
 def test_brief_batches_are_known_and_together_short(clock: Clock) -> None:
     pace = taught(clock)
     assert pace.are_brief([batch(400), batch(400)])

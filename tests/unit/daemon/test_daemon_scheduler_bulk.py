@@ -123,6 +123,34 @@ def test_half_a_batch_is_not_too_large_to_be_begun(world: World) -> None:
     assert slices(world.run()) == [(second, 20, 50)]
 
 
+@pytest.mark.parametrize(
+    ("graphs", "begun"), [((), 0), ((500, 900, 1000), 10), ((500, 800, 1000), 0), ((500, 5000), 20)]
+)
+def test_a_large_request_is_begun_where_the_batch_takes_no_longer_for_it(
+    world: World, graphs: tuple[int, ...], begun: int
+) -> None:
+    world.scheduler.set_policy("m", Policy(BUDGET, BUDGET, graphs=graphs))
+    first, second = (world.submit(cost, cost // 10, peer=b"%d" % cost) for cost in (800, 600))
+    taken = [(second, 0, begun)] if begun else []
+    assert slices(world.run()) == [(first, 0, 80), *taken]
+    assert slices(world.run()) == [(second, begun, 60)]
+
+
+def test_bulk_work_beside_prompt_requests_fills_its_graph(world: World) -> None:
+    world.scheduler.set_policy("m", Policy(BUDGET, BUDGET, graphs=(512, 700, 990, BUDGET)))
+    assert bulk_beside_prompt(world) == 700
+
+
+def bulk_beside_prompt(world: World) -> int:
+    """The cost of the larger batches while bulk work waits and single requests come."""
+    world.keep_bulk()
+    costs = []
+    for _ in range(6):
+        world.submit(10, peer=b"single")
+        costs.append(world.run().cost)
+    return max(costs)
+
+
 def test_a_long_queue_is_served_in_full_batches(world: World) -> None:
     for number in range(30):
         world.submit(800, 80, peer=b"%d" % number)

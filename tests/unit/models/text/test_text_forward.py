@@ -130,6 +130,7 @@ def test_graphs_of_any_limits_are_captured_and_right(
     direct = embed(forward, 3)
     capture(forward, max_tokens=max_tokens, max_items=max_items)
     assert forward.runs == "graphs"
+    assert forward.graph_sizes == tuple(graphs.ladder(max_tokens))
     assert recorder.captured == [n for n in graphs.ladder(max_tokens)[::-1] for _ in range(graphs.TURNS)]
     torch.testing.assert_close(embed(forward, 3), direct, rtol=1e-4, atol=1e-5)
 

@@ -114,6 +114,7 @@ def test_graphs_give_what_the_direct_forward_gives(
     info = ModelInfo(name="m")
     graphed.model.describe(info)
     assert info.runs == how
+    assert info.graphs == (16, 32, 64)
     mixes = [[1], [16], [17], [64], [1] * 50, [40, 24], [7, 1, 9, 30, 16, 1], [3] * 20 + [2]]
     for number, lengths in enumerate(mixes):
         rows = rows_of(lengths, number)
