@@ -87,7 +87,7 @@ class Channel:
 
     def _complete(self) -> bool:
         """Take frames out of what has been read; whether they are a whole message."""
-        if not self._frames and self._end - self._at >= _HEAD.size:
+        if not self._frames and not self._sizes and self._end - self._at >= _HEAD.size:
             self._begin()
         while self._sizes and not self._rest:
             size, here = self._sizes[0], self._end - self._at

@@ -115,7 +115,9 @@ class EngineConfig:
         0, "most that one batch may cost; 0 means 16384 on a GPU and 2048 on a CPU", low=0, high=1 << 30
     )
     max_batch_items: int = setting(2048, "most items in one batch", low=1, high=1 << 20)
-    batches_in_flight: int = setting(2, "batches sent to the engine before the first answers", low=1, high=8)
+    batches_in_flight: int = setting(
+        2, "batches sent to the engine before the first answers; one more where they are brief", low=1, high=8
+    )
     load_timeout_s: float = setting(
         600.0, "seconds a load and warm-up may take without progress", low=1, high=86_400
     )

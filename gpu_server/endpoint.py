@@ -58,8 +58,7 @@ def check(endpoint: str) -> None:
 def is_local(endpoint: str) -> bool:
     """Whether only this machine can reach it: ipc, and tcp on loopback."""
     address = _address(endpoint)
-    loopback = urlsplit(endpoint).hostname == "localhost" if address is None else address.is_loopback
-    return ipc_path(endpoint) is not None or loopback
+    return ipc_path(endpoint) is not None or (address is not None and address.is_loopback)
 
 
 def check_reachable(endpoint: str) -> None:
@@ -109,9 +108,10 @@ def listens(endpoint: str) -> bool:
 
 
 def _address(endpoint: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    """That of a tcp endpoint; None where it names its host instead."""
+    """That of a tcp endpoint; None where it names another host than this one instead."""
+    host = urlsplit(endpoint).hostname or ""
     try:
-        return ipaddress.ip_address(urlsplit(endpoint).hostname or "")
+        return ipaddress.ip_address("127.0.0.1" if host == "localhost" else host)
     except ValueError:
         return None
 

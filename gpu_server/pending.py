@@ -76,7 +76,8 @@ class Pending:
         self._ids = itertools.count(1)
         self._calls: dict[bytes, Call] = {}
         self._deadlines: list[tuple[float, bytes]] = []
-        self._lock = threading.Lock()
+        # A collection of garbage within it may end a call of an abandoned task, in the same thread.
+        self._lock = threading.RLock()
         self._ended: RemoteError | None = None
 
     def __len__(self) -> int:

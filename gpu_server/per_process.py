@@ -44,8 +44,8 @@ class PerProcess:
 
     def get(self) -> Connection:
         """This process's connection."""
-        known = self._connection
-        if self._pid == os.getpid() and known is not None and not known.closed:
+        # In this order: another thread of a child may be making its own, which it writes first.
+        if self._pid == os.getpid() and (known := self._connection) is not None and not known.closed:
             return known
         return self._make()
 

@@ -93,7 +93,7 @@ class Controller:
             return self._add(sample, busy)
         if (removal := self._remove(sample)) is not None:
             return removal
-        if self._long_uneven(sample.at):
+        if not self._held and self._long_uneven(sample.at):
             return self._stay(sample, sample.busy, "the load stays with some of the workers")
         if busy is not None and busy < policy.remove_below:
             self._held = ""

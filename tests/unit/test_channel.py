@@ -125,6 +125,16 @@ def test_what_is_received_cannot_be_written_to(pair: Pair) -> None:
     assert all(memoryview(frame).readonly for frame in frames)
 
 
+def test_a_first_frame_that_has_come_in_part_is_no_head(raw: tuple[sockets.socket, Channel]) -> None:
+    ours, channel = raw
+    message = [bytes(1000), b"header"]
+    data = encoded(message)
+    ours.sendall(data[:900])
+    assert read(channel) is None
+    ours.sendall(data[900:])
+    assert read(channel) == message
+
+
 def test_nothing_follows_a_part_of_a_message(monkeypatch: pytest.MonkeyPatch, pair: Pair) -> None:
     def no_memory(self: sockets.socket, parts: object) -> int:
         raise OSError(errno.ENOBUFS, "no buffer space available")

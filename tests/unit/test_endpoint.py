@@ -133,11 +133,11 @@ def test_tcp_is_tried() -> None:
     assert endpoints.ipc_path("tcp://127.0.0.1:1") is None
 
 
-@pytest.mark.parametrize("kind", ["ipc", "tcp"])
-def test_whether_somebody_listens(tmp_path: Path, kind: str) -> None:
-    listener = socket.socket(socket.AF_UNIX if kind == "ipc" else socket.AF_INET)
-    listener.bind(str(tmp_path / "s") if kind == "ipc" else ("127.0.0.1", 0))
-    name = f"ipc://{tmp_path}/s" if kind == "ipc" else f"tcp://127.0.0.1:{listener.getsockname()[1]}"
+@pytest.mark.parametrize("host", ["", "127.0.0.1", "localhost"])
+def test_whether_somebody_listens(tmp_path: Path, host: str) -> None:
+    listener = socket.socket(socket.AF_INET if host else socket.AF_UNIX)
+    listener.bind(("127.0.0.1", 0) if host else str(tmp_path / "s"))
+    name = f"tcp://{host}:{listener.getsockname()[1]}" if host else f"ipc://{tmp_path}/s"
     assert not endpoints.listens(name)
     listener.listen(0)
     assert endpoints.listens(name)
@@ -155,5 +155,6 @@ def test_a_full_backlog_is_somebody_who_listens(tmp_path: Path) -> None:
 
 def test_a_name_is_never_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", None)
-    endpoints.check_reachable("tcp://gpu:1")
-    assert not endpoints.listens("tcp://gpu:1")
+    for host in ("gpu", "localhost.example"):
+        endpoints.check_reachable(f"tcp://{host}:1")
+        assert not endpoints.listens(f"tcp://{host}:1")
