@@ -167,6 +167,7 @@ class Connection:
         """Start to connect; returns the socket's monitor."""
         dealer.configure(socket)
         self._handshakes.configure(socket)
+        socket.setsockopt(zmq.IPV6, endpoints.is_ipv6(self.endpoint))
         monitor = socket.get_monitor_socket(handshakes.EVENTS | tries.EVENTS)
         socket.connect(self.endpoint)
         return monitor

@@ -55,6 +55,11 @@ def check(endpoint: str) -> None:
         )
 
 
+def is_ipv6(endpoint: str) -> bool:
+    """Whether it is an IPv6 address, which a ZeroMQ socket has to be told; of a name's addresses it takes an IPv4 one."""
+    return isinstance(_address(endpoint), ipaddress.IPv6Address)
+
+
 def is_local(endpoint: str) -> bool:
     """Whether only this machine can reach it: ipc, and tcp on loopback."""
     address = _address(endpoint)

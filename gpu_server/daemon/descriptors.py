@@ -89,6 +89,8 @@ def _hang_up(descriptor: int, endpoint: str) -> bool:
 def _endpoints_of(socket: sockets.socket) -> tuple[str, ...]:
     """Where a listener of this connection may be bound."""
     name = socket.getsockname()
+    if socket.family == sockets.AF_INET6:
+        return f"tcp://[{name[0]}]:{name[1]}", f"tcp://[::]:{name[1]}"
     if isinstance(name, tuple):
         return f"tcp://{name[0]}:{name[1]}", f"tcp://0.0.0.0:{name[1]}"
     return (f"ipc://{name}",)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 import zmq
 
+from gpu_server import endpoint as endpoints
 from gpu_server import multipart
 from gpu_server.curve import FRAME_OVERHEAD
 from gpu_server.daemon import zap
@@ -70,6 +71,7 @@ class Router:
         self._configure(limits)
         if secret_key is not None:
             self._encrypt(secret_key, limits)
+        self.socket.setsockopt(zmq.IPV6, endpoints.is_ipv6(endpoint))
         if listener_fd is not None:
             self.socket.setsockopt(zmq.USE_FD, listener_fd)
         previous = os.umask(_UMASK_GROUP_ONLY)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import closing
 
@@ -13,6 +14,16 @@ from gpu_server import calls
 from gpu_server.client import Client
 from gpu_server.connection import Connection
 from gpu_server.testing import FakeServer
+
+
+@pytest.fixture
+def needs_ipv6() -> None:
+    """Skips where the machine has no IPv6 loopback."""
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        pytest.skip("no IPv6")
 
 
 @pytest.fixture(autouse=True)

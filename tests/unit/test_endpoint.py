@@ -153,6 +153,19 @@ def test_a_full_backlog_is_somebody_who_listens(tmp_path: Path) -> None:
         assert endpoints.listens(f"ipc://{tmp_path}/s")
 
 
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("tcp://[::1]:1", True),
+        ("tcp://127.0.0.1:1", False),
+        ("tcp://localhost:1", False),
+        ("ipc:///s", False),
+    ],
+)
+def test_an_ipv6_address_is_told_from_others(name: str, expected: bool) -> None:
+    assert endpoints.is_ipv6(name) is expected
+
+
 def test_a_name_is_never_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", None)
     for host in ("gpu", "localhost.example"):

@@ -76,13 +76,16 @@ def test_what_took_the_number_of_a_closed_connection_is_not_touched(full: World)
     assert full.refused == 0
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
-def test_a_tcp_connection_is_known_by_its_port(host: str) -> None:
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0", "[::1]", "[::]"])
+def test_a_tcp_connection_is_known_by_its_port(host: str, request: pytest.FixtureRequest) -> None:
+    if ":" in host:
+        request.getfixturevalue("needs_ipv6")
     refused: list[None] = []
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    own, family = ("::1", socket.AF_INET6) if ":" in host else ("127.0.0.1", socket.AF_INET)
+    with socket.create_server((own, 0), family=family) as listener:
         name = listener.getsockname()
         gate = Gate(f"tcp://{host}:{name[1]}", lambda: refused.append(None), limit=2)
-        with socket.create_connection(name, timeout=5) as client:
+        with socket.create_connection(name[:2], timeout=5) as client:
             ours, _ = listener.accept()
             gate.accepted(client.fileno())
             assert refused == []

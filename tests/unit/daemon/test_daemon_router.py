@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket as sockets
 import stat
 import time
 from collections.abc import Iterator, Sequence
@@ -10,14 +11,17 @@ from pathlib import Path
 
 import pytest
 import zmq
+from hand_server import ask
 from running_daemon import until
 
 from gpu_server.config import LimitsConfig
+from gpu_server.connection import Connection
 from gpu_server.daemon import router as routers
 from gpu_server.daemon.metrics import Metrics
 from gpu_server.daemon.router import BURST, DRAIN_CAP, LENT_BYTES, MAX_FRAMES, SEND_HWM, Router
 from gpu_server.errors import EndpointError
 from gpu_server.wire import FAREWELL_ANSWER, Limits
+from gpu_server.wire.header import unpack_request
 
 Socket = zmq.Socket[bytes]
 BIG = b"x" * 1000
@@ -224,6 +228,22 @@ def test_an_endpoint_that_cannot_be_bound_is_named() -> None:
             EndpointError, match=f"cannot bind tcp://127.0.0.1:{port}: Address already in use"
         ):
             World(context, f"tcp://127.0.0.1:{port}")
+
+
+@pytest.mark.usefixtures("needs_ipv6")
+def test_a_client_reaches_a_router_at_an_ipv6_address(context: zmq.Context[Socket]) -> None:
+    with sockets.socket(sockets.AF_INET6) as free:
+        free.bind(("::1", 0))
+        endpoint = f"tcp://[::1]:{free.getsockname()[1]}"
+    world = World(context, endpoint)
+    connection = Connection(endpoint)
+    try:
+        ask(connection)
+        until(world.receive, "the client's greeting", 10)
+        assert unpack_request(world.seen[0][1][1]).op == "hello"
+    finally:
+        connection.close()
+        world.router.close(0)
 
 
 def test_a_request_over_the_limits_is_cut_and_said_so(world: World) -> None:
