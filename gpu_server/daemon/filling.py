@@ -1,4 +1,4 @@
-"""How a batch is filled: which items of a request still fit."""
+"""How batches are bounded and filled: which items of a request still fit."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from bisect import bisect_left, bisect_right
 from dataclasses import dataclass, replace
 
 from gpu_server.daemon.request import Batch, Request
+from gpu_server.wire.documents import ModelInfo
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,14 @@ class Policy:
         """The same for batches of at most `cost`, of which none pays for a graph that it cannot fill."""
         at = bisect_right(self.graphs, cost)
         return replace(self, max_batch_tokens=self.graphs[at - 1] if at else cost)
+
+
+def policy_of(info: ModelInfo) -> Policy:
+    """How a model's batches are bounded; where every item costs the same, a full one costs no more than its items."""
+    tokens = info.max_batch_tokens
+    if isinstance(info.cost, int):
+        tokens = min(tokens, info.max_batch_items * info.cost)
+    return Policy(tokens, info.max_batch_items, info.padded, info.graphs)
 
 
 def splits(request: Request, batch: Batch, policy: Policy) -> bool:

@@ -11,7 +11,7 @@ import msgspec
 from gpu_server.daemon import admission
 from gpu_server.daemon.answers import Answers, Send
 from gpu_server.daemon.engine_link import EngineLink
-from gpu_server.daemon.filling import Policy
+from gpu_server.daemon.filling import policy_of
 from gpu_server.daemon.handover import carry_over
 from gpu_server.daemon.ledger import Ledger
 from gpu_server.daemon.metrics import Metrics
@@ -160,7 +160,7 @@ class Service:
         self.models = dict(link.models)
         self._tokenizers = dict(link.tokenizers)
         for info in self.models.values():
-            self._scheduler.set_policy(info.name, _policy(info))
+            self._scheduler.set_policy(info.name, policy_of(info))
             self._metrics.model(info.name)
             if info.text is not None:
                 self._text.add(info.name, info.text, link.tokenizers[info.name])
@@ -395,11 +395,3 @@ class Service:
             self._metrics.dropped["unreadable"] += 1
             return
         self._answers.refuse(peer, error.request_id, from_wire(error.code, str(error), error.details))
-
-
-def _policy(info: ModelInfo) -> Policy:
-    """How a model's batches are bounded; where every item costs the same, a full one costs no more than its items."""
-    tokens = info.max_batch_tokens
-    if isinstance(info.cost, int):
-        tokens = min(tokens, info.max_batch_items * info.cost)
-    return Policy(tokens, info.max_batch_items, info.padded, info.graphs)
