@@ -41,7 +41,9 @@ def held(device: torch.device) -> Held:
             torch.cuda.max_memory_allocated(device),
         )
     resident = int(Path("/proc/self/statm").read_text().split()[1]) * _PAGE
-    return Held(resident, resident, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10)
+    # The kernel's peak comes from counters that lag behind those of statm.
+    peak = max(resident, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10)
+    return Held(resident, resident, peak)
 
 
 def room(device: torch.device) -> tuple[int, int]:
