@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import math
 
 from gpu_server.daemon.request import Request
 
@@ -62,6 +63,6 @@ class Ledger:
                 due.append(request)
         return due
 
-    def next_deadline(self) -> float | None:
-        """When `expired` may next return something; None if it will not."""
-        return self._deadlines[0][0] if self._deadlines else None
+    def next_deadline(self) -> float:
+        """When `expired` may next return something; infinity if it will not."""
+        return self._deadlines[0][0] if self._deadlines else math.inf

@@ -107,8 +107,7 @@ class Loop:
                     self._poller.unregister(descriptor)
                 else:
                     self._poller.modify(descriptor, asked)
-        deadline = self._service.next_deadline()
-        self._deadline = math.inf if deadline is None else deadline
+        self._deadline = self._service.next_deadline()
         if self._input:
             return 0
         left_s = min(self._due, self._deadline) - self._clock()

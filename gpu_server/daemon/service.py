@@ -231,17 +231,13 @@ class Service:
             self._answers.fail(request, DeadlineExceeded(LATE))
         for key in self._tokenizing.expired(now):
             self._fail_tokenizing(key, DeadlineExceeded(LATE))
-        if self._early:
-            self._early.expire(now, admission.loading(self.phase))
+        self._early.expire(now, admission.loading(self.phase))
 
-    def next_deadline(self) -> float | None:
-        """When `expire` may next have work, on the clock."""
-        first = self._ledger.next_deadline()
-        for keeper in (self._tokenizing, self._early):
-            if keeper:
-                moment = keeper.next_deadline()
-                first = moment if first is None or (moment is not None and moment < first) else first
-        return first
+    def next_deadline(self) -> float:
+        """When `expire` may next have work, on the clock; infinity if it will not."""
+        return min(
+            self._ledger.next_deadline(), self._tokenizing.next_deadline(), self._early.next_deadline()
+        )
 
     def peer_gone(self, peer: bytes) -> None:
         """Drop what a lost connection still waits for."""

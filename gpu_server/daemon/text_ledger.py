@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from concurrent.futures import Future
 from typing import NamedTuple
 
@@ -25,6 +26,8 @@ class TextLedger:
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
+        self._bytes = 0
+        self._first = math.inf
         self._waiting: dict[Key, _Tokenizing] = {}
 
     def __len__(self) -> int:
@@ -35,13 +38,14 @@ class TextLedger:
 
     def check_room(self, size: int) -> None:
         """Raise Overloaded if another `size` bytes are too much."""
-        held = sum(waiting.size for waiting in self._waiting.values())
-        if len(self._waiting) >= MAX_TOKENIZING or held + size > self._max_bytes:
+        if len(self._waiting) >= MAX_TOKENIZING or self._bytes + size > self._max_bytes:
             raise Overloaded("too many texts wait to be tokenised", {"retry_after_ms": 100})
 
     def add(self, key: Key, header: RequestHeader, deadline: float, size: int, future: Future[None]) -> None:
         """Keep a request; its key must be new."""
         self._waiting[key] = _Tokenizing(header, deadline, size, future)
+        self._bytes += size
+        self._first = min(self._first, deadline)
 
     def take(self, key: Key, header: RequestHeader) -> float | None:
         """Remove a request that has been tokenised and return its deadline; None if nobody waits for it any more."""
@@ -49,12 +53,12 @@ class TextLedger:
         # By identity: the caller may have cancelled this request and used its id again.
         if waiting is None or waiting.header is not header:
             return None
-        del self._waiting[key]
+        self._remove(key)
         return waiting.deadline
 
     def stop(self, key: Key) -> RequestHeader | None:
         """Forget a text and return its header; None if that is done (a failing reply to one drops all of its peer's)."""
-        waiting = self._waiting.pop(key, None)
+        waiting = self._remove(key)
         if waiting is None:
             return None
         waiting.future.cancel()
@@ -69,9 +73,17 @@ class TextLedger:
         return [key for key in self._waiting if key[0] == peer]
 
     def expired(self, now: float) -> list[Key]:
-        """The requests whose deadline has passed."""
-        return [key for key, waiting in self._waiting.items() if waiting.deadline <= now]
+        """The requests whose deadline has passed; the caller takes them out."""
+        due = [key for key, waiting in self._waiting.items() if waiting.deadline <= now]
+        self._first = min([w.deadline for w in self._waiting.values() if w.deadline > now], default=math.inf)
+        return due
 
-    def next_deadline(self) -> float | None:
-        """When `expired` will next return something."""
-        return min([waiting.deadline for waiting in self._waiting.values()], default=None)
+    def next_deadline(self) -> float:
+        """When `expired` may next return something; infinity if it will not."""
+        return self._first
+
+    def _remove(self, key: Key) -> _Tokenizing | None:
+        waiting = self._waiting.pop(key, None)
+        if waiting is not None:
+            self._bytes -= waiting.size
+        return waiting

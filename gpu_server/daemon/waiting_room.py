@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -31,6 +32,7 @@ class WaitingRoom:
         self.max_bytes = max_bytes
         self._refuse = refuse
         self._bytes = 0
+        self._first = math.inf
         self._waiting: dict[Key, Waiting] = {}
 
     def __len__(self) -> int:
@@ -45,6 +47,7 @@ class WaitingRoom:
             raise Overloaded("too many requests wait for the first load", {"retry_after_ms": 1000})
         self._waiting[key] = waiting
         self._bytes += size
+        self._first = min(self._first, waiting.deadline)
 
     def leave(self) -> Iterator[tuple[Key, Waiting]]:
         """All requests, the oldest first; each is out when it comes."""
@@ -71,10 +74,11 @@ class WaitingRoom:
         """Answer those whose deadline has passed with an error."""
         for key in [key for key, waiting in self._waiting.items() if waiting.deadline <= now]:
             self.fail(key, error)
+        self._first = min([waiting.deadline for waiting in self._waiting.values()], default=math.inf)
 
-    def next_deadline(self) -> float | None:
-        """When `expire` will next have work."""
-        return min([waiting.deadline for waiting in self._waiting.values()], default=None)
+    def next_deadline(self) -> float:
+        """When `expire` may next have work; infinity if it will not."""
+        return self._first
 
     def _take(self, key: Key) -> Waiting | None:
         waiting = self._waiting.pop(key, None)

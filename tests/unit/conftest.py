@@ -9,11 +9,18 @@ from contextlib import closing
 import pytest
 import zmq
 from hand_server import HandServer
+from hypothesis import HealthCheck, settings
 
 from gpu_server import calls
 from gpu_server.client import Client
 from gpu_server.connection import Connection
 from gpu_server.testing import FakeServer
+
+# Property tests are bounded by their number of examples; wall-clock limits fail on busy machines.
+settings.register_profile(
+    "by-count", max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("by-count")
 
 
 @pytest.fixture

@@ -98,7 +98,7 @@ def test_joined_pairs_are_those_of_the_library(make: MakeTokenizer, direction: D
     joins = joiner(plain, cutting, direction)
     assert joins is not None
 
-    @settings(max_examples=40, deadline=None)
+    @settings(max_examples=40)
     @given(TEXT, st.lists(TEXT, min_size=1, max_size=4), st.integers(8, 30))
     def check(query: str, documents: list[str], max_length: int) -> None:
         pairs = [(query, document) for document in documents]

@@ -79,7 +79,7 @@ def test_a_short_peak_moves_nothing() -> None:
     assert world.moves == []
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.floats(0, 20), st.integers(1, 20), st.integers(1, 6), st.integers(0, 10), st.integers(0, 1000))
 def test_a_steady_load_never_moves_up_and_down_again(
     load: float, workers: int, least: int, more: int, seed: int
@@ -95,7 +95,7 @@ def test_a_steady_load_never_moves_up_and_down_again(
     assert world.workers == policy.least or load / (world.workers - 1) > 0.55, "too many"
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.tuples(st.integers(1, 30), st.floats(0, 30), st.booleans()), max_size=12))
 def test_no_load_leads_out_of_the_bounds(parts: list[tuple[int, float, bool]]) -> None:
     world = World(Policy(2, 9), 2)

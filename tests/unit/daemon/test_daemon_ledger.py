@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from daemon_fakes import make_request
 
 from gpu_server.daemon.ledger import Ledger
@@ -49,7 +51,7 @@ def test_each_expires_once_and_in_order() -> None:
     assert ledger.expired(25.0) == []
     assert ledger.next_deadline() == 30.0
     assert ledger.expired(30.0) == [late]
-    assert ledger.next_deadline() is None
+    assert ledger.next_deadline() == math.inf
 
 
 def test_closed_requests_are_not_kept_until_their_deadline() -> None:

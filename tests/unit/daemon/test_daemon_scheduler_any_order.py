@@ -104,7 +104,7 @@ def check_budgets(batch: Batch) -> None:
     assert len({request.group for request, _, _ in batch.slices}) == 1
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(arrivals | events, max_size=60))
 def test_every_item_runs_once_or_its_request_is_closed(steps: list[tuple[object, ...]]) -> None:
     world = World()

@@ -182,7 +182,7 @@ def test_what_fits_no_batch_that_is_begun_comes_to_its_turn(world: World) -> Non
 requests = st.tuples(st.sampled_from([1, 300, 900, 2500]), st.sampled_from([b"a", b"b"]), st.integers(0, 2))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.lists(requests, min_size=1, max_size=4),
     st.lists(st.tuples(st.sampled_from([300, 900]), st.integers(0, 2)), min_size=1, max_size=3),

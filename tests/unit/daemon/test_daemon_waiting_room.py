@@ -59,6 +59,16 @@ def test_one_whose_deadline_passes_is_told_what_it_waited_for(world: World) -> N
     world.assert_nothing_is_kept()
 
 
+def test_nothing_is_due_once_all_have_left(world: World) -> None:
+    world.numbers(1, id=b"a", deadline_ms=1000)
+    world.new_engine()
+    world.service.dispatch()
+    world.answer()
+    world.clock.now += 2.0
+    world.service.expire()
+    assert world.service.next_deadline() > world.clock.now
+
+
 def test_what_is_wrong_is_refused_when_it_can_be_told(world: World) -> None:
     world.numbers(1, id=b"a", model="nope")
     world.new_engine()

@@ -210,7 +210,7 @@ PATHS = sorted(
 )
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(body=st.dictionaries(KEYS, VALUES) | VALUES, path=st.sampled_from(PATHS))
 def test_no_json_body_is_a_server_error(http: FlaskClient, body: Any, path: str) -> None:
     answer = http.post(path, data=json.dumps(body), content_type="application/json")

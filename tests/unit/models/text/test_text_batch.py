@@ -12,7 +12,7 @@ from gpu_server.models.text.batch import pack
 CPU = torch.device("cpu")
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=12), first=st.integers(0, 3))
 def test_layout_agrees_with_plain_loops(lengths: list[int], first: int) -> None:
     total = sum(lengths)

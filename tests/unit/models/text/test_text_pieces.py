@@ -20,7 +20,7 @@ def cost(lengths: list[int], ends: list[int], overhead: int) -> int:
     return sum(lengths[a] * (b - a) + overhead for a, b in itertools.pairwise([0, *ends]))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(lengths=some_lengths, overhead=st.integers(0, 20))
 def test_padding_costs_least(lengths: list[int], overhead: int) -> None:
     lengths = sorted(lengths, reverse=True)
@@ -32,7 +32,7 @@ def test_padding_costs_least(lengths: list[int], overhead: int) -> None:
     assert cost(lengths, ends, overhead) == least
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(lengths=some_lengths, limit=st.integers(1, 30))
 def test_pieces_hold_as_many_tokens_as_they_may(lengths: list[int], limit: int) -> None:
     ends = pieces.by_tokens(np.array(lengths), limit)
@@ -42,7 +42,7 @@ def test_pieces_hold_as_many_tokens_as_they_may(lengths: list[int], limit: int) 
         assert b == len(lengths) or sum(lengths[a : b + 1]) > limit
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(lengths=some_lengths, limit=st.integers(1, 30))
 def test_each_token_comes_back_to_its_place(lengths: list[int], limit: int) -> None:
     ids = np.arange(sum(lengths), dtype=np.int32)
