@@ -92,7 +92,7 @@ class LimitsConfig:
     max_items: int = setting(2048, "items of one request", low=1, high=4096)
     max_text_bytes: int = setting(1 << 20, "bytes of one text sent to be tokenised here", low=1, high=1 << 31)
     max_queue_items: int = setting(65_536, "items that may wait", low=1, high=1 << 30)
-    max_queue_bytes: int = setting(256 << 20, "bytes of input that may wait", low=4096, high=1 << 40)
+    max_queue_bytes: int = setting(256 << 20, "bytes of input that may wait", low=4096, high=(1 << 31) - 1)
     max_peer_bytes: int = setting(
         256 << 20, "bytes of replies that one client may leave unread", low=4096, high=1 << 40
     )

@@ -12,7 +12,7 @@ from gpu_server.daemon.metrics import Metrics
 from gpu_server.daemon.quarantine import Quarantine
 from gpu_server.daemon.request import Batch, Request
 from gpu_server.daemon.scheduler import Scheduler
-from gpu_server.errors import Cancelled, EngineCrashed, ModelFailed, RemoteError, from_wire
+from gpu_server.errors import Cancelled, EngineCrashed, ModelFailed, ProtocolError, RemoteError, from_wire
 from gpu_server.wire import (
     VERSION,
     Buffer,
@@ -130,13 +130,7 @@ class Answers:
         if len(errors) == request.items:
             self.fail(request, from_wire(errors[0].code, errors[0].message, {"item": errors[0].item}))
             return
-        try:
-            outputs = request.outputs()
-        except ValueError as error:
-            self.fail(request, ModelFailed(str(error)))
-            return
         now = self._clock()
-        self._metrics.models[request.model].answered(now - request.arrived, request.queue_us * 1e-6)
         reply = ReplyHeader(
             v=VERSION,
             id=request.id,
@@ -145,9 +139,15 @@ class Answers:
             item_errors=tuple(errors),
             timing=request.timing(now),
         )
+        try:
+            frames = encode_reply(reply, request.outputs())
+        except (ValueError, ProtocolError) as error:
+            self.fail(request, ModelFailed(str(error)))
+            return
+        self._metrics.models[request.model].answered(now - request.arrived, request.queue_us * 1e-6)
         requestlog.answered(request, now)
         self.close(request)
-        self._send(request.peer, encode_reply(reply, outputs))
+        self._send(request.peer, frames)
 
 
 def _error_of(batch: Batch, header: ReplyHeader, outputs: Tensors) -> RemoteError | None:

@@ -170,8 +170,13 @@ class Control:
     def _change(self, peer: bytes, header: RequestHeader, models: Models, drain_first: bool) -> None:
         deadline = self._clock() + header.deadline_ms / 1e3 if header.deadline_ms else None
         caller = _Caller(peer, header.id, deadline)
-        self._supervisor.change(models, partial(self._end, caller), drain_first=drain_first)
-        self._caller = caller
+        # Before the change, which may have ended when that returns.
+        before, self._caller = self._caller, caller
+        try:
+            self._supervisor.change(models, partial(self._end, caller), drain_first=drain_first)
+        except RemoteError:
+            self._caller = before
+            raise
 
     def _end(self, caller: _Caller, error: RemoteError | None) -> None:
         """Answer a caller, unless the deadline did before."""

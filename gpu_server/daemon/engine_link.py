@@ -45,6 +45,7 @@ class EngineLink:
     """
 
     def __init__(self, spec: EngineSpec) -> None:
+        """Start the process. Raises OSError where the system gives none."""
         self.state: LinkState = "loading"
         self.event = Event(kind="progress", phase="starting")
         self.heard = time.monotonic()
@@ -62,9 +63,8 @@ class EngineLink:
         self._process = spawn.Process(
             target=run_engine, args=(pack(spec), their_pipe, theirs), name="gpu-server-engine", daemon=False
         )
-        self._process.start()
-        their_pipe.close()
-        theirs.close()
+        with their_pipe, theirs:
+            self._process.start()
         self._exits = _exit_descriptor(self._process)
 
     @property
@@ -166,6 +166,13 @@ class EngineLink:
     def exit_code(self) -> int | None:
         """What the process ended with: negative for a signal, None while it runs."""
         return self._process.exitcode
+
+    def why_ended(self) -> str:
+        """The reason in the engine's own words, or by its exit code."""
+        if self.state == "failed":
+            return self.event.message
+        code = self.exit_code() or 0
+        return f"killed by signal {-code}" if code < 0 else f"exited with code {code}"
 
     def close(self) -> None:
         """Reap the process, killing it if it does not end by itself, and free its channel."""

@@ -20,11 +20,14 @@ def carry_over(
     now: Models,
     scheduler: Scheduler,
     fail: Fail,
+    replaced: bool,
     running: Iterable[Batch] = (),
 ) -> None:
     """Fit requests with items that still wait, accepted for models of `before`, to those of their names in `now`.
 
-    running: batches of the old engine that are still to be answered. `fail` gets each request that cannot stay.
+    replaced: these were loaded anew although the old ones were there, which is done for files that no version tells of, such
+    as the weights of a class. running: batches of the old engine that are still to be answered. `fail` gets each request
+    that cannot stay.
     """
     for request in requests:
         if not request.waiting:
@@ -35,7 +38,7 @@ def carry_over(
         elif (info.text, info.inputs, info.params) != (known.text, known.inputs, known.params):
             changed = f"model {known.name!r} was changed while this request waited; send it again"
             fail(request, StaleTokenizer(changed))
-        elif info.version != known.version and request.waiting_items() < request.items:
+        elif (replaced or info.version != known.version) and request.waiting_items() < request.items:
             # An answer comes from one version of a model: rows of the old one do not count.
             _disown(request, running)
             scheduler.restart(request)

@@ -18,11 +18,11 @@ import heapq
 import itertools
 import math
 from collections.abc import Callable, Collection
-from dataclasses import replace
 
 from gpu_server.daemon.filling import Policy, fill, splits
 from gpu_server.daemon.flows import BULK, PROMPT, Flows
 from gpu_server.daemon.pace import Pace
+from gpu_server.daemon.queues import Entry, ModelWork, Queue
 from gpu_server.daemon.request import Batch, Group, Request
 from gpu_server.errors import Overloaded
 
@@ -41,85 +41,6 @@ MAX_GROUPS = 1024
 SMOOTHING = 0.2
 HEADROOM = 0.75
 """The part of its deadline that a request may be expected to take: a queue that just fits runs much of its work too late."""
-RAISE_AFTER_S = 60.0
-"""How long a budget that was lowered for want of memory stays before it is raised by `RAISE`."""
-RAISE = 9 / 8
-
-
-class _Model:
-    """One model: its policy, the cost of its waiting items, and how long a full batch takes (0 until one was timed).
-
-    fitting: the policy by which batches are formed, with a lower budget since `lowered` where memory did not suffice.
-    prompt: the part of the cost that is not bulk work; prompt_at: when such a request came last; apart: the last batch was
-    of them alone, though bulk work could have filled it.
-    """
-
-    __slots__ = ("apart", "batch_s", "cost", "fitting", "lowered", "policy", "prompt", "prompt_at")
-
-    def __init__(self, policy: Policy) -> None:
-        self.policy = self.fitting = policy
-        self.lowered = 0.0
-        self.cost = self.prompt = 0
-        self.batch_s = 0.0
-        self.prompt_at = -math.inf
-        self.apart = False
-
-    def backlog(self) -> float:
-        """Waiting work in full batches."""
-        return self.cost / self.policy.max_batch_tokens
-
-    def lower(self, tokens: int, now: float) -> None:
-        """Form no batches above `tokens` from now on."""
-        self.fitting = replace(
-            self.policy, max_batch_tokens=max(1, min(tokens, self.fitting.max_batch_tokens))
-        )
-        self.lowered = now
-
-    def raise_again(self, now: float) -> None:
-        """Allow somewhat larger batches if the last change was long enough ago."""
-        if self.fitting is self.policy or now - self.lowered < RAISE_AFTER_S:
-            return
-        tokens = int(self.fitting.max_batch_tokens * RAISE) + 1
-        enough = tokens >= self.policy.max_batch_tokens
-        self.fitting = self.policy if enough else replace(self.policy, max_batch_tokens=tokens)
-        self.lowered = now
-
-
-class _Queue:
-    """Waiting requests of one group, prompt or bulk ones, by tag."""
-
-    __slots__ = ("bulk", "cost", "heap", "items", "model", "suspect")
-
-    def __init__(self, model: _Model, bulk: bool, suspect: bool) -> None:
-        self.model = model
-        self.bulk = bulk
-        self.suspect = suspect
-        self.heap: list[tuple[float, int, Request]] = []
-        self.cost = 0
-        self.items = 0
-
-    def is_full(self) -> bool:
-        """Whether its requests fill a batch."""
-        policy = self.model.fitting
-        return self.cost >= policy.max_batch_tokens or self.items >= policy.max_batch_items
-
-    def count(self, items: int, cost: int) -> None:
-        """Note that items came (or, where negative, left)."""
-        self.items += items
-        self.cost += cost
-        self.model.cost += cost
-        if not self.bulk:
-            self.model.prompt += cost
-
-    def head(self) -> Request | None:
-        """The request to serve next; forgets those that are closed, have nothing left to run or belong elsewhere now."""
-        heap = self.heap
-        while heap:
-            request = heap[0][2]
-            if not request.closed and request.waiting and request.suspect == self.suspect:
-                return request
-            heapq.heappop(heap)
-        return None
 
 
 class Scheduler:
@@ -133,8 +54,8 @@ class Scheduler:
         self._clock = clock
         self._max_items = max_items
         self._max_bytes = max_bytes
-        self._models: dict[str, _Model] = {}
-        self._queues: dict[tuple[Group, bool], _Queue] = {}
+        self._models: dict[str, ModelWork] = {}
+        self._queues: dict[tuple[Group, bool], Queue] = {}
         self._order = itertools.count()
         self._batch_ids = itertools.count(1)
         self._flows = Flows()
@@ -146,7 +67,7 @@ class Scheduler:
 
     def set_policy(self, model: str, policy: Policy) -> None:
         """Declare a model, or change how its batches are bounded."""
-        known = self._models.setdefault(model, _Model(policy))
+        known = self._models.setdefault(model, ModelWork(policy))
         if known.policy.max_batch_tokens != policy.max_batch_tokens:
             # A full batch is another amount of work now.
             known.batch_s = 0.0
@@ -331,13 +252,17 @@ class Scheduler:
         key = request.group, request.bulk
         queue = self._queues.get(key)
         if queue is None:
-            queue = self._queues[key] = _Queue(self._models[request.model], request.bulk, request.suspect)
-        heapq.heappush(queue.heap, (request.tag, next(self._order), request))
+            queue = self._queues[key] = Queue(self._models[request.model], request.bulk, request.suspect)
+        queue.push((request.tag, next(self._order), request))
         queue.count(items, cost)
         self.items += items
 
     def _remove(self, request: Request, items: int, cost: int) -> None:
-        self._queues[request.group, request.bulk].count(-items, -cost)
+        key = request.group, request.bulk
+        queue = self._queues[key]
+        queue.count(-items, -cost)
+        if not queue.items:
+            del self._queues[key]
         self.items -= items
 
     def _form(self, group: Group, bulk: bool) -> Batch:
@@ -356,22 +281,22 @@ class Scheduler:
         self._flows.served(batch.cost / model.policy.max_batch_tokens)
         return batch
 
-    def _beside_prompt(self, batch: Batch, model: _Model) -> Policy:
+    def _beside_prompt(self, batch: Batch, model: ModelWork) -> Policy:
         """How far bulk work may fill a batch: not to the full while prompt requests come, which would wait for all of it."""
         if batch.formed - model.prompt_at > LATELY_S:
             return model.fitting
         knee = self._pace.knee(batch.model, model.fitting.max_batch_tokens)
         return model.fitting.down_to_graph(knee)
 
-    def _goes_apart(self, batch: Batch, model: _Model, beside: Policy) -> bool:
+    def _goes_apart(self, batch: Batch, model: ModelWork, beside: Policy) -> bool:
         """Whether a batch of prompt requests leaves without bulk work to fill it up: every second one, if that is cheap."""
         alone = self._pace.estimate(batch.model, batch.cost)
         filled = self._pace.estimate(batch.model, beside.max_batch_tokens)
         return not model.apart and alone is not None and filled is not None and alone * CHEAP <= filled
 
-    def _take(self, batch: Batch, queue: _Queue, policy: Policy, longest: int) -> int:
+    def _take(self, batch: Batch, queue: Queue, policy: Policy, longest: int) -> int:
         """Move requests of one queue into the batch while they fit; returns the longest item now in it."""
-        aside: list[tuple[float, int, Request]] = []
+        aside: list[Entry] = []
         items, taken = batch.items, len(batch.slices)
         whole = not queue.bulk and queue.model.prompt < DEEP * policy.max_batch_tokens
         while len(aside) <= MISFITS and batch.items < policy.max_batch_items:

@@ -89,6 +89,7 @@ class Service:
         self.successor = False
         self._tokenizers: dict[str, bytes] = {}
         self._link: EngineLink | None = None
+        self._held: EngineLink | None = None
         self._ledger = Ledger()
         self._tokenizing = TextLedger(limits.max_request_bytes)
         self._scheduler = scheduler
@@ -153,9 +154,11 @@ class Service:
 
     def engine_ready(self, link: EngineLink) -> None:
         """Take a loaded engine into use; its models are served from now on. What the last one runs goes on there."""
-        running = self._link.batches.values() if self._link is not None else ()
+        before, self._held = self._link or self._held, None
+        running = before.batches.values() if before is not None else ()
+        replaced = before is not None and before is not link
         waiting = self._ledger.all()
-        carry_over(waiting, self.models, link.models, self._scheduler, self._answers.fail, running)
+        carry_over(waiting, self.models, link.models, self._scheduler, self._answers.fail, replaced, running)
         self._link = link
         self.models = dict(link.models)
         self._tokenizers = dict(link.tokenizers)
@@ -164,12 +167,14 @@ class Service:
             self._metrics.model(info.name)
             if info.text is not None:
                 self._text.add(info.name, info.text, link.tokenizers[info.name])
+        self._text.keep(self.models)
         for (peer, _), early in self._early.leave():
             early.header.deadline_ms = max(1, int((early.deadline - self._clock()) * 1e3))
             self._operate(peer, early.header, early.inputs)
 
     def engine_lost(self, link: EngineLink) -> None:
         """Put the batches of a lost engine back, once; requests that were lost before are answered."""
+        replaced = self._link is not None and self._link is not link
         if self._link is link:
             self._link = None
         # One attempt a crash, also for a request with items in several batches.
@@ -182,11 +187,11 @@ class Service:
                 twice = EngineCrashed("the engine process died while it ran this request, twice")
                 self._quarantine.note_crash(request, link.models[request.model].version, twice)
                 self._answers.fail(request, twice)
-        carry_over(lost, link.models, self.models, self._scheduler, self._answers.fail)
+        carry_over(lost, link.models, self.models, self._scheduler, self._answers.fail, replaced)
 
     def hold(self) -> None:
         """Send no more batches until the next engine is ready."""
-        self._link = None
+        self._held, self._link = self._link, None
 
     def dispatch(self) -> float | None:
         """Give the engine what the scheduler finds due; returns when more will be, unless something happens before."""
@@ -198,8 +203,9 @@ class Service:
             if batch is None:
                 return self._scheduler.due_at
             now = self._clock()
-            for request, _, _ in batch.slices:
-                request.queue_us = int((now - request.arrived) * 1e6)
+            for request, start, _ in batch.slices:
+                if not start:
+                    request.queue_us = int((now - request.arrived) * 1e6)
             batch.sent, batch.version = now, link.models[batch.model].version
             link.send(batch)
         return None

@@ -195,7 +195,12 @@ class Supervisor:
 
     def _respawn(self) -> None:
         self.state = "loading"
-        self.link = self._new_link(self.models)
+        try:
+            self.link = self._new_link(self.models)
+        except OSError as error:
+            self._reason = _no_engine(error)
+            self._crashes.note(self._clock())
+            self._plan_respawn()
         self._note_links()
 
     def _new_link(self, models: Models) -> EngineLink:
@@ -217,7 +222,7 @@ class Supervisor:
     def _poll_retired(self, link: EngineLink) -> None:
         link.poll_pipe()
         if link.state in ("dead", "failed"):
-            log.error("a replaced engine was lost", extra={"reason": _reason(link)})
+            log.error("a replaced engine was lost", extra={"reason": link.why_ended()})
             self.retired = None
             self._on_lost(link)
             self._reaper.kill(link)
@@ -254,7 +259,7 @@ class Supervisor:
         self._on_ready(link)
 
     def _ended(self, link: EngineLink) -> None:
-        self._reason = _reason(link)
+        self._reason = link.why_ended()
         self._judge(link)
         self.status()
         self.link = None
@@ -291,10 +296,13 @@ class Supervisor:
         else:
             now = self._clock()
             self._retry_at = max(now, self._crashes.retry_at())
-            delay = self._retry_at - now
             log.error(
                 "engine lost",
-                extra={"reason": self._reason, "respawn_in_s": delay, "crashes": len(self._crashes)},
+                extra={
+                    "reason": self._reason,
+                    "respawn_in_s": self._retry_at - now,
+                    "crashes": len(self._crashes),
+                },
             )
             self.state = "backoff"
 
@@ -326,7 +334,10 @@ class Supervisor:
     def _spawn_successor(self, change: Change) -> None:
         self._enter(change, "loading")
         change.alone = self.link is None
-        self.successor = self._new_link(change.models)
+        try:
+            self.successor = self._new_link(change.models)
+        except OSError as error:
+            self._change_failed(change, _no_engine(error))
         self._note_links()
 
     def _take_over(self, change: Change, link: EngineLink) -> None:
@@ -340,7 +351,7 @@ class Supervisor:
         self._enter(change, "retiring")
 
     def _successor_failed(self, change: Change, link: EngineLink) -> None:
-        reason = _reason(link)
+        reason = link.why_ended()
         no_room = link.state == "failed" and link.event.fault == "memory"
         self.successor = None
         self._reaper.kill(link)
@@ -348,6 +359,9 @@ class Supervisor:
             log.warning("no room for two engines", extra={"reason": reason})
             self._make_room(change)
             return
+        self._change_failed(change, reason)
+
+    def _change_failed(self, change: Change, reason: str) -> None:
         log.error("change of models failed", extra={"reason": reason})
         self._end_change(change, LoadFailed(reason))
         if self.link is None:
@@ -385,9 +399,6 @@ class Supervisor:
         change.done(error)
 
 
-def _reason(link: EngineLink) -> str:
-    """Why an engine ended, in its own words or by its exit code."""
-    if link.state == "failed":
-        return link.event.message
-    code = link.exit_code() or 0
-    return f"killed by signal {-code}" if code < 0 else f"exited with code {code}"
+def _no_engine(error: OSError) -> str:
+    """There is no process, memory or descriptor left for one."""
+    return f"no engine process could be started: {error.strerror or error}"

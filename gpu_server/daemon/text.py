@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -37,6 +37,10 @@ class TextPool:
         known = self._tokenizers.get(model)
         if known is None or not known.made_of(tokenizer_json, info):
             self._tokenizers[model] = TextTokenizer(tokenizer_json, info)
+
+    def keep(self, models: Container[str]) -> None:
+        """Forget the tokenizers of all other models; what is submitted keeps its own."""
+        self._tokenizers = {name: known for name, known in self._tokenizers.items() if name in models}
 
     def submit(self, model: str, texts: Tensors, options: dict[str, Any], finished: Finished) -> Future[None]:
         """Tokenise `text`, paired with `text_pair` if that is there; options as `TextTokenizer.inputs` has them.

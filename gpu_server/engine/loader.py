@@ -19,6 +19,7 @@ from gpu_server.engine.memory import Stages
 from gpu_server.engine.runner import Runner
 from gpu_server.errors import ConfigError, ModelClassError
 from gpu_server.models.base import Model
+from gpu_server.models.text import source as text_source
 from gpu_server.tokenizing import TextTokenizer
 from gpu_server.wire import Tensors
 from gpu_server.wire.documents import InputInfo, ModelInfo
@@ -119,7 +120,7 @@ def _complete(model: Any) -> Model:
 def _describe(model: Model, spec: ModelSpec, engine: EngineSpec, device: torch.device) -> ModelInfo:
     info = ModelInfo(
         name=spec.name,
-        version=_version(spec),
+        version=version_of(spec),
         source=spec.source or source.DEFAULT_NAME,
         device=str(device),
         inputs=tuple(_input(spec, name, declared) for name, declared in model.inputs.items()),
@@ -190,16 +191,17 @@ def _check_text(info: ModelInfo, model: Model) -> None:
     TextTokenizer(data, info.text)
 
 
-def _version(spec: ModelSpec) -> str:
-    """A short digest of what was loaded: the sizes and times of a folder's or module's files, or the hub revision."""
+def version_of(spec: ModelSpec) -> str:
+    """A short digest of what was loaded: the hub's commit, or the sizes and times of a folder's or module's files."""
     kind = source.kind_of(spec.source)
     seen = [spec.source, spec.revision, spec.dtype, spec.pooling, str(spec.max_length)]
     if kind == "class":
         path = inspect.getsourcefile(importlib.import_module(spec.source.partition(":")[0]))
         seen += _stamps([Path(path)]) if path else []
-    elif kind == "folder":
-        folder = Path(spec.source).expanduser()
-        seen += _stamps(sorted(p for p in folder.rglob("*") if p.is_file()))
+    else:
+        folder = text_source.find(spec.source, spec.revision)
+        snapshot = folder.parent.name == "snapshots"
+        seen += [folder.name] if snapshot else _stamps(sorted(p for p in folder.rglob("*") if p.is_file()))
     return hashlib.sha256("\0".join(seen).encode()).hexdigest()[:12]
 
 

@@ -66,4 +66,6 @@ class WebCounts:
     def _has_room(self, report: Report) -> bool:
         new = sum((r, s) not in self.requests for r, about in report.routes.items() for s in about.statuses)
         new += sum(model not in self.tokenize for model in report.tokenize)
-        return new == 0 or new + len(self.requests) + len(self.tokenize) <= MAX_SERIES
+        if new and new + len(self.requests) + len(self.tokenize) > MAX_SERIES:
+            return False
+        return len(self.duration.keys() | report.routes.keys()) <= MAX_SERIES

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any
+from typing import Any, cast
 
+from gpu_server.daemon.engine_link import EngineLink
 from gpu_server.daemon.request import Batch, Request
 from gpu_server.wire import ReplyHeader, Tensor, Tensors, Timing
 from gpu_server.wire.documents import EngineStatus, ModelInfo
@@ -109,6 +110,9 @@ class FakeLink:
 
     def exit_code(self) -> int | None:
         return self.code
+
+    def why_ended(self) -> str:
+        return EngineLink.why_ended(cast(EngineLink, self))
 
     def status(self, restarts: int, state: Any = "loading") -> EngineStatus:
         return EngineStatus(

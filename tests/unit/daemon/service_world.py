@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from concurrent.futures import Future
 from typing import Any, cast
 
@@ -50,6 +50,9 @@ class HandPool:
 
     def add(self, model: str, info: TextInfo, tokenizer_json: bytes) -> None:
         self.tokenizers[model] = TextTokenizer(tokenizer_json, info)
+
+    def keep(self, models: Container[str]) -> None:
+        self.tokenizers = {name: known for name, known in self.tokenizers.items() if name in models}
 
     def submit(self, model: str, texts: Tensors, options: dict[str, Any], finished: Any) -> Future[None]:
         future: Future[None] = Future()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from typing import Any, cast
 
 from daemon_fakes import Clock, FakeLink
@@ -29,6 +31,7 @@ class World:
         self.ready: list[FakeLink] = []
         self.lost: list[FakeLink] = []
         self.held = 0
+        self.no_process = False
         self.outcomes: list[RemoteError | None] = []
         self.supervisor = Supervisor(
             self._spawn,
@@ -43,6 +46,8 @@ class World:
         self.supervisor.start()
 
     def _spawn(self, models: tuple[ModelSpec, ...], device: str, gentle: bool) -> EngineLink:
+        if self.no_process:
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
         link = FakeLink(*(ModelInfo(name=spec.name) for spec in models), pid=100 + len(self.links))
         link.heard = self.clock.now
         self.links.append(link)

@@ -8,7 +8,7 @@ from daemon_fakes import engine_reply
 from service_world import NUMBERS, World
 
 from gpu_server.errors import ModelFailed, RemoteError
-from gpu_server.wire import ItemError, Tensor, Tensors
+from gpu_server.wire import ItemError, Tensor, Tensors, message
 from gpu_server.wire.header import ErrorBody
 
 
@@ -92,6 +92,20 @@ def test_after_a_change_of_the_model_nothing_runs_again_on_another_version(world
     world.service.models["numbers"] = msgspec.structs.replace(NUMBERS, version="v2")
     fail(world, ModelFailed("the model raised ValueError"))
     assert world.outcomes()[1:] == [(b"1", "engine_crashed"), (b"2", "engine_crashed")]
+    world.assert_nothing_is_kept()
+
+
+def test_errors_that_fit_no_reply_are_one_error(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(message, "MAX_REPLY_HEADER_BYTES", 400)
+    world.numbers(*range(1, 20), id=b"1")
+    world.answer()
+    while world.link.batches:
+        world.answer(
+            item_errors=dict.fromkeys(
+                range(min(8, next(iter(world.link.batches.values())).items) - 1), "x" * 20
+            )
+        )
+    assert world.outcomes() == [(b"0", [0]), (b"1", "model_failed")]
     world.assert_nothing_is_kept()
 
 

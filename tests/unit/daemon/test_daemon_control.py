@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import zmq
 from supervisor_world import World, specs
@@ -138,6 +139,16 @@ def test_a_failed_change_is_answered_with_its_reason(owner: Owner) -> None:
     owner.world.fail("weights.bin is truncated", permanent=True)
     assert owner.refusal() == ("load_failed", "weights.bin is truncated")
     assert owner.world.supervisor.link is owner.world.links[0]
+
+
+def test_a_change_that_fails_at_once_is_answered_too(owner: Owner) -> None:
+    owner.world.no_process = True
+    owner.say("reload")
+    assert owner.refusal()[0] == "load_failed"
+    owner.world.no_process = False
+    owner.say("reload")
+    owner.finish()
+    assert owner.reply().error is msgspec.UNSET
 
 
 @pytest.mark.parametrize(

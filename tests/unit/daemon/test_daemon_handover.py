@@ -88,15 +88,50 @@ def test_rows_of_a_running_batch_do_not_reach_a_request_that_began_anew(world: W
     world.assert_nothing_is_kept()
 
 
-def test_the_same_version_goes_on_where_the_old_engine_left_off(world: World) -> None:
+def test_rows_of_two_engines_do_not_mix_though_the_version_is_the_same(world: World) -> None:
+    """A class may have read other weights, which no version tells."""
     world.numbers(*range(20), id=b"a")
     old = take_over(world, NUMBERS, TEXT)
-    assert [b.items for b in world.link.batches.values()] == [4]
+    while old.batches:
+        answer(world, old, 2)
+    while world.link.batches:
+        answer(world, world.link, 3)
+    assert versions(world) == [(b"a", [3 * n for n in range(20)], "v1")]
+    world.assert_nothing_is_kept()
+
+
+def test_nor_where_the_old_engine_ended_before(world: World) -> None:
+    world.numbers(*range(20), id=b"a")
+    world.service.hold()
+    while world.link.batches:
+        answer(world, world.link, 2)
+    take_over(world, NUMBERS, TEXT)
+    while world.link.batches:
+        answer(world, world.link, 3)
+    assert versions(world) == [(b"a", [3 * n for n in range(20)], "v1")]
+    world.assert_nothing_is_kept()
+
+
+def test_a_held_engine_that_serves_on_goes_on_where_it_was(world: World) -> None:
+    world.numbers(*range(20), id=b"a")
+    world.service.hold()
     answer(world, world.link, 2)
-    answer(world, old, 2)
-    answer(world, old, 2)
+    world.service.engine_ready(cast(EngineLink, world.link))
+    world.service.dispatch()
+    assert (sum(b.items for b in world.link.batches.values()), world.scheduler.items) == (8, 4)
+    while world.link.batches:
+        answer(world, world.link, 2)
     assert versions(world) == [(b"a", [2 * n for n in range(20)], "v1")]
     world.assert_nothing_is_kept()
+
+
+def test_a_crash_costs_no_more_than_what_ran(world: World) -> None:
+    world.numbers(*range(20), id=b"a")
+    answer(world, world.link, 2)
+    world.lose_engine()
+    world.new_engine()
+    world.service.dispatch()
+    assert sum(batch.items for batch in world.link.batches.values()) + world.scheduler.items == 12
 
 
 def test_when_the_replaced_engine_dies_the_new_one_answers_everything(world: World) -> None:

@@ -8,8 +8,9 @@ import pytest
 from daemon_fakes import Clock, make_request, slices
 
 from gpu_server.daemon.filling import Policy
+from gpu_server.daemon.queues import RAISE_AFTER_S
 from gpu_server.daemon.request import Batch, Request
-from gpu_server.daemon.scheduler import MAX_GROUPS, RAISE_AFTER_S, Scheduler
+from gpu_server.daemon.scheduler import MAX_GROUPS, Scheduler
 from gpu_server.errors import Overloaded
 
 
@@ -350,3 +351,10 @@ def test_an_answered_request_holds_nothing(scheduler: Scheduler) -> None:
     request.take(0, dict(request.inputs), 1)
     scheduler.close(request)
     assert (request.inputs, request.parts, list(request.cumulative)) == ({}, [], [])
+
+
+def test_groups_of_closed_requests_leave_room_for_others(scheduler: Scheduler) -> None:
+    closed = [submit(scheduler, 1, params={"n": number}) for number in range(MAX_GROUPS)]
+    for request in closed:
+        scheduler.close(request)
+    submit(scheduler, 1, params={"n": -1})

@@ -21,6 +21,17 @@ def test_an_answered_request_is_counted_with_its_wait(world: World) -> None:
     assert (about.batch_items.total, about.inference.total) == (2, 0.001)
 
 
+def test_the_wait_is_that_before_the_first_of_several_batches(world: World) -> None:
+    for id_ in (b"0", b"1"):
+        world.numbers(*range(8), id=id_)
+    world.numbers(*range(16), id=b"2")
+    world.clock.advance(0.5)
+    while world.link.batches:
+        world.answer()
+        world.clock.advance(1.0)
+    assert world.replies[-1][1].timing.queue_us == 500_000
+
+
 def test_failures_are_counted_under_their_model(world: World) -> None:
     world.numbers(1, id=b"a")
     world.ask(id=b"c", op="cancel", target=b"a")

@@ -224,6 +224,15 @@ class TestPool:
         assert isinstance(self.run(pool, woken, ["a"]), InternalError)
         pool.close()
 
+    def test_tokenizers_of_models_that_are_gone_are_forgotten(self, pool: TextPool) -> None:
+        assert TEXT.text is not None
+        pool.add("other", TEXT.text, byte_tokenizer())
+        pool.keep({"text"})
+        pool.submit("text", {"text": Tensor.from_strings(["a"])}, {}, lambda outcome: None)
+        with pytest.raises(KeyError):
+            pool.submit("other", {"text": Tensor.from_strings(["a"])}, {}, lambda outcome: None)
+        pool.close()
+
     def test_only_a_tokenizer_that_has_changed_is_read_anew(
         self, pool: TextPool, woken: threading.Event, monkeypatch: pytest.MonkeyPatch
     ) -> None:

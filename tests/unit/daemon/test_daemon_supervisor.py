@@ -76,6 +76,33 @@ def test_old_crashes_are_forgotten(world: World) -> None:
         assert world.supervisor.state == "loading"
 
 
+def test_a_system_without_a_process_to_give_is_asked_again(world: World) -> None:
+    world.become_ready()
+    world.no_process = True
+    world.die()
+    assert (world.supervisor.state, len(world.links)) == ("backoff", 1)
+    world.poll()
+    assert (world.supervisor.state, world.supervisor.link) == ("backoff", None)
+    retry_at = world.supervisor.next_timer()
+    assert retry_at is not None
+    assert retry_at > world.clock.now
+    world.no_process = False
+    world.clock.now = retry_at
+    world.poll()
+    assert (world.supervisor.state, world.supervisor.link) == ("loading", world.links[1])
+
+
+def test_one_that_never_has_a_process_is_given_up(world: World) -> None:
+    world.become_ready()
+    world.no_process = True
+    world.die()
+    while world.supervisor.state == "backoff":
+        world.clock.advance(1.0)
+        world.poll()
+    assert world.supervisor.state == "failed"
+    assert "no engine process could be started: Resource temporarily unavailable" in world.supervisor.failure
+
+
 def test_a_permanent_failure_is_not_tried_again(world: World) -> None:
     world.fail("no such model", exit_code=66, permanent=True)
     world.poll()

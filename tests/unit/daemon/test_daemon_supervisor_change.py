@@ -93,6 +93,30 @@ def test_a_bad_version_leaves_the_old_one_serving(world: World, permanent: bool)
     assert len(world.links) == 3
 
 
+def test_without_a_process_for_the_new_engine_the_old_one_serves_on(world: World) -> None:
+    world.no_process = True
+    world.change()
+    assert reason(world) == "no engine process could be started: Resource temporarily unavailable"
+    assert_old_serves(world)
+    world.no_process = False
+    world.outcomes.clear()
+    world.change()
+    world.become_ready()
+    world.poll(2)
+    assert world.outcomes == [None]
+
+
+def test_without_a_process_after_the_old_engine_ended_the_old_models_come_back(world: World) -> None:
+    world.no_process = True
+    world.change("n", drain_first=True)
+    world.poll(3)
+    assert reason(world).startswith("no engine process")
+    assert world.supervisor.state == "backoff"
+    world.no_process = False
+    world.poll()
+    assert list(world.link.models) == ["m"]
+
+
 def test_a_new_engine_that_dies_in_warm_up_leaves_the_old_one_serving(world: World) -> None:
     world.change()
     world.die(-11)

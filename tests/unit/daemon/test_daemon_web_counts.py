@@ -57,3 +57,13 @@ def test_a_flood_of_routes_is_refused_whole() -> None:
         assert number <= web_counts.MAX_SERIES
     assert len(counts.requests) + len(counts.tokenize) == web_counts.MAX_SERIES
     assert counts.add(b"1", report(number=number + 2, route="/0"))
+
+
+def test_routes_without_a_status_are_bounded_too() -> None:
+    counts = WebCounts()
+    times = Buckets(ZEROS, 0.0)
+    for number in range(1, 4):
+        routes = {f"/{number}/{n}": RouteReport({}, times) for n in range(web_counts.MAX_SERIES)}
+        taken = counts.add(b"1", Report(worker="a" * 32, number=number, routes=routes))
+        assert taken == (number == 1)
+    assert len(counts.duration) == web_counts.MAX_SERIES

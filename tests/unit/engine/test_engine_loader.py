@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import msgspec
 import pytest
 import torch
@@ -184,3 +185,14 @@ def test_the_version_changes_with_the_file_and_the_settings(folder: Path) -> Non
     assert load(folder, BASE + "# longer\n").info.version != first
     assert len(first) == 12
     assert load(folder, BASE, dtype="float16").info.version != first
+
+
+def test_a_hub_models_version_is_that_of_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    versions = []
+    for commit in ("a" * 40, "b" * 40, "a" * 40):
+        folder = tmp_path / "snapshots" / commit
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.json").write_text(str(len(versions)))
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, made=folder, **__: str(made))
+        versions.append(loader.version_of(ModelSpec(name="m", source="org/model")))
+    assert versions[0] == versions[2] != versions[1]
