@@ -296,13 +296,10 @@ class Supervisor:
         else:
             now = self._clock()
             self._retry_at = max(now, self._crashes.retry_at())
+            delay = self._retry_at - now
             log.error(
                 "engine lost",
-                extra={
-                    "reason": self._reason,
-                    "respawn_in_s": self._retry_at - now,
-                    "crashes": len(self._crashes),
-                },
+                extra={"reason": self._reason, "respawn_in_s": delay, "crashes": len(self._crashes)},
             )
             self.state = "backoff"
 
