@@ -223,8 +223,8 @@ class AsyncClient:
         return await self._run(self._calls.tokenizer(model, timeout_s))
 
     def close(self) -> None:
-        """Close this process's connection."""
-        self._calls.connections.close()
+        """Close this process's connection; its thread ends by itself, within two seconds where a host is looked up."""
+        self._calls.connections.abandon()
 
     async def _run(self, call: Call[T]) -> T:
         """Take a call's steps on the event loop: futures are awaited, functions run in a thread."""
@@ -253,4 +253,4 @@ class AsyncClient:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        await asyncio.to_thread(self._calls.connections.close)

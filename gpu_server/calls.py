@@ -10,6 +10,7 @@ import time
 import weakref
 from collections.abc import Callable, Generator, Iterable, Mapping
 from concurrent.futures import Future
+from functools import partial
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -21,6 +22,7 @@ from gpu_server.config import ClientConfig
 from gpu_server.connection import Reply
 from gpu_server.deadline import Deadline
 from gpu_server.errors import (
+    DeadlineExceeded,
     InvalidRequest,
     ModelLoading,
     ModelNotFound,
@@ -28,13 +30,23 @@ from gpu_server.errors import (
     UnsupportedOperation,
     from_wire,
 )
+from gpu_server.pending import MAX_TIMEOUT_S
 from gpu_server.per_process import PerProcess
 from gpu_server.sending import Sending
 from gpu_server.sizes import check_size
 from gpu_server.tokenizing import TextTokenizer
 from gpu_server.wire import VERSION, Limits, RequestHeader, Tensor, Tensors
 from gpu_server.wire.convert import as_tensor
-from gpu_server.wire.documents import PAIR_KINDS, Hello, InputInfo, ModelInfo, Status, answers_to, from_json
+from gpu_server.wire.documents import (
+    PAIR_KINDS,
+    Hello,
+    InputInfo,
+    ModelInfo,
+    Status,
+    TextInfo,
+    answers_to,
+    from_json,
+)
 from gpu_server.wire.monitoring import History, history_from_json
 
 Vectors = NDArray[np.float32]
@@ -190,10 +202,25 @@ class Calls:
             return None
         known = self._tokenizers.get(info.name)
         if known is None or known.info != info.text:
-            reply = yield from self._ask("tokenizer", deadline, info.name)
-            known = TextTokenizer(reply.outputs["tokenizer"].raw_strings()[0], info.text)
-            self._tokenizers[info.name] = known
+            known = yield partial(self._load_tokenizer, info.name, info.text, deadline)
         return known
+
+    def _load_tokenizer(self, name: str, text: TextInfo, deadline: Deadline) -> TextTokenizer:
+        """The tokenizer, loaded by one thread for all: a large one takes seconds of the GIL and hundreds of MiB."""
+        loading = self.connections.get().loading
+        if not loading.acquire(timeout=deadline.left(MAX_TIMEOUT_S)):
+            raise DeadlineExceeded(f"the tokenizer of model {name!r} was not there before the deadline")
+        try:
+            known = self._tokenizers.get(name)
+            if known is None or known.info != text:
+                asked = Deadline.after(deadline.left(ASK_TIMEOUT_S))
+                reply = self.submit(None, asked, op="tokenizer", model=name).result()
+                known = TextTokenizer(reply.outputs["tokenizer"].raw_strings()[0], text)
+                known.prepare()
+                self._tokenizers[name] = known
+            return known
+        finally:
+            loading.release()
 
     def infer(
         self,

@@ -54,7 +54,7 @@ class Connection:
 
     Must be used only in the process that made it.
     `serial` is this connection's alone in its process; `generation` grows with each loss of the daemon.
-    keys: for a daemon that wants one.
+    keys: for a daemon that wants one. loading: held by the thread that loads a tokenizer for all of this process.
     """
 
     def __init__(self, endpoint: str, keys: ClientKeys | None = None) -> None:
@@ -62,6 +62,7 @@ class Connection:
         self.endpoint = endpoint
         self.serial = next(_serials)
         self.generation = 0
+        self.loading = threading.Lock()
         self._zmq = dealer.zmq_for_this_process()
         self._handshakes = Handshakes(endpoint, keys)
         self._ended: RemoteError = Unavailable("the client is closed", {"endpoint": endpoint})
@@ -139,8 +140,14 @@ class Connection:
     def _wake(self) -> None:
         if not self._armed:
             self._armed = True
-            with contextlib.suppress(BlockingIOError, OSError):
+            try:
                 self._wake_write.send(b"\0")
+            except OSError:
+                pass
+            except BaseException:
+                # Of a signal's handler: the byte may not be under way.
+                self._armed = False
+                raise
 
     def _run(self) -> None:
         """The I/O thread. Whatever ends it, it ends every call too."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -56,7 +55,6 @@ class TextTokenizer:
             ) from None
         self.info = info
         self._data = data
-        self._lock = threading.Lock()
         self._ready: dict[Direction, Tokenizer] = {}
         self._joiners: dict[Direction, PairJoiner | None] = {}
         try:
@@ -65,6 +63,10 @@ class TextTokenizer:
             raise ConfigError(f"tokenizer.json cannot be used: {error}") from None
         self._plain.no_padding()
         self._plain.no_truncation()
+
+    def prepare(self) -> None:
+        """Build now what most texts need. Threads that need it first at the same time would each build their own."""
+        self._truncating("right")
 
     def made_of(self, data: bytes, info: TextInfo) -> bool:
         """Whether making another of these would give the same."""
@@ -186,14 +188,15 @@ class TextTokenizer:
         """A tokenizer per direction: changing a shared one while another thread encodes fails with «Already borrowed»."""
         from tokenizers import Tokenizer
 
-        with self._lock:
-            if direction not in self._ready:
-                made = Tokenizer.from_str(self._data.decode())
-                made.no_padding()
-                self._joiners[direction] = joiner(self._plain, made, direction)
-                made.enable_truncation(self.info.max_length, direction=direction)
-                self._ready[direction] = made
-            return self._ready[direction]
+        known = self._ready.get(direction)
+        if known is None:
+            # Without a lock, which a fork would take along as it is.
+            known = Tokenizer.from_str(self._data.decode())
+            known.no_padding()
+            self._joiners[direction] = joiner(self._plain, known, direction)
+            known.enable_truncation(self.info.max_length, direction=direction)
+            self._ready[direction] = known
+        return known
 
 
 def prompt_params(info: TextInfo, prompt_name: str) -> dict[str, int]:

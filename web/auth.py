@@ -50,7 +50,7 @@ class Keys:
 
     def name_of(self, token: str) -> str | None:
         """The name of a key, None if it is none; takes equally long for every token of a length."""
-        digest = sha256(token.encode("utf-8", "surrogateescape")).digest()
+        digest = sha256(token.encode("latin-1", "replace")).digest()
         found = None
         for name, known in self._digests.items():
             if compare_digest(digest, known):

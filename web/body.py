@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
@@ -70,7 +71,10 @@ def bad_field(
     if missing := _MISSING.fullmatch(message):
         return BadField(missing[1], f"required, and missing; {SEE}")
     what, _, path = message.partition(" - at `$")
-    path = _with_key(path.rstrip("`").lstrip("."), data, kind, parse)
+    path = path.rstrip("`").lstrip(".")
+    # What follows the mistake may be malformed, and the last of equal keys another.
+    with suppress(msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        path = _with_key(path, data, kind, parse)
     return BadField(path, f"{what[:1].lower()}{what[1:]}; {SEE}")
 
 

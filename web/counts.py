@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 import uuid
+import weakref
 from bisect import bisect_left
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
@@ -55,16 +57,21 @@ class Counts:
 
     def __init__(self, routes: Iterable[str], send: Callable[[Report, float], None]) -> None:
         self._send = send
+        self._names = tuple(dict.fromkeys([*routes, OTHER]))
+        self.begin_anew()
+        _all.add(self)
+
+    def begin_anew(self) -> None:
+        """Count from nothing, as another process: in a forked child all so far is its parent's to report."""
         self._lock = threading.Lock()
         self._sending = threading.Lock()
-        self._worker = ""
+        self._worker = uuid.uuid4().hex
         self._number = 0
         self._unanswered: Report | None = None
         self._timed = False
         self._in_flight = 0
-        names = dict.fromkeys([*routes, OTHER])
-        self._statuses = {name: dict.fromkeys(_STATUSES, 0) for name in names}
-        self._durations = {name: _Times() for name in names}
+        self._statuses = {name: dict.fromkeys(_STATUSES, 0) for name in self._names}
+        self._durations = {name: _Times() for name in self._names}
         self._tokenize: dict[str, _Times] = {}
 
     def begin(self) -> float:
@@ -114,8 +121,6 @@ class Counts:
 
     def _take(self) -> Report:
         with self._lock:
-            # Made here and not before: a copy in a forked child would count as the same worker.
-            self._worker = self._worker or uuid.uuid4().hex
             self._number += 1
             return Report(
                 worker=self._worker,
@@ -129,6 +134,17 @@ class Counts:
         counted = self._statuses[name]
         self._statuses[name] = dict.fromkeys(counted, 0)
         return RouteReport(counted, self._durations[name].take())
+
+
+_all: weakref.WeakSet[Counts] = weakref.WeakSet()
+
+
+def _begin_anew() -> None:
+    for counts in _all:
+        counts.begin_anew()
+
+
+os.register_at_fork(after_in_child=_begin_anew)
 
 
 class CountedApp:

@@ -8,7 +8,7 @@ from math import ceil
 from typing import Any
 
 from gpu_server.errors import ConfigError, TorchGuardError
-from web import affinity, autoscale, guard
+from web import affinity, autoscale, guard, threaded
 from web.settings import Settings
 from web.spreading import Spreading
 
@@ -78,17 +78,13 @@ def post_worker_init(worker: Any) -> None:
     """Warn about settings that make a slow answer a killed worker, or every request a new connection; take part."""
     for line in warnings_for(worker.cfg.worker_class_str, worker.cfg.timeout, settings.timeout_s):
         worker.log.warning(line)
+    threaded.mend(worker)
     spreading.follow(worker)
 
 
 def pre_request(worker: Any, req: Any) -> None:
     """Let a connection end with this request where the worker has too many."""
     spreading.begin(worker, req)
-
-
-def post_request(worker: Any, req: Any, environ: dict[str, Any], resp: Any) -> None:
-    """End such a connection at once."""
-    spreading.end(req, environ)
 
 
 def child_exit(server: Any, worker: Any) -> None:

@@ -8,10 +8,7 @@ connection after the answer, as HTTP lets it, and the client's next one is raced
 from __future__ import annotations
 
 import mmap
-import socket
 import time
-from collections.abc import Mapping
-from contextlib import suppress
 from typing import Any
 
 from gunicorn.workers.gthread import ThreadWorker
@@ -20,8 +17,6 @@ SLOTS = 1024
 LOOK_EVERY_S = 0.02
 SLOT = "gpu_server_slot"
 """The attribute of a worker that says where in the table it stands."""
-ENDING = "gpu_server_ending"
-"""The attribute of a request whose connection ends for the sake of others."""
 
 
 class Spreading:
@@ -67,13 +62,6 @@ class Spreading:
         """Let a connection end with this request where the worker has too many; one of HTTP/2 has other requests on it."""
         if req.version < (2, 0) and self._crowded(worker):
             req.force_close()
-            setattr(req, ENDING, True)
-
-    def end(self, req: Any, environ: Mapping[str, Any]) -> None:
-        """Spare the worker the wait for the client to close too, in which Gunicorn would serve nobody."""
-        if hasattr(req, ENDING) and "gunicorn.socket" in environ:
-            with suppress(OSError):
-                environ["gunicorn.socket"].shutdown(socket.SHUT_RD)
 
     def _crowded(self, worker: Any) -> bool:
         """Whether a worker should part with a connection; looks 50 times a second, and else says no."""

@@ -13,6 +13,7 @@ from running_daemon import until
 
 from gpu_server.aio import AsyncClient
 from gpu_server.client import Client
+from gpu_server.connection import Connection
 from gpu_server.errors import DeadlineExceeded, InvalidRequest, ModelNotFound, Unavailable
 from gpu_server.testing import FakeModel, FakeServer, embedding_model
 from gpu_server.wire import Tensor
@@ -92,6 +93,26 @@ def test_one_deadline_holds_where_the_server_is_silent(silent: str) -> None:
             with pytest.raises(DeadlineExceeded):
                 await client.embed("a", timeout_s=0.3)
             assert 0.3 <= time.monotonic() - started < 2
+
+    asyncio.run(work())
+
+
+def test_closing_does_not_wait_for_the_thread(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may hang in the look-up of a host, and with it the event loop."""
+    joined: list[str] = []
+
+    async def work() -> None:
+        client = AsyncClient(server.endpoint)
+        await client.hello()
+        with monkeypatch.context() as patched:
+            patched.setattr(Connection, "close", lambda self: joined.append(threading.current_thread().name))
+            client.close()
+            assert joined == []
+            async with client:
+                await client.hello()
+            assert joined != [threading.main_thread().name]
+            assert len(joined) == 1
+        client.close()
 
     asyncio.run(work())
 

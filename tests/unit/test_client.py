@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
 import numpy as np
@@ -12,6 +14,7 @@ from gpu_server.calls import raise_item_errors, to_tensors
 from gpu_server.client import Client
 from gpu_server.connection import Reply
 from gpu_server.errors import (
+    DeadlineExceeded,
     EndpointError,
     InvalidRequest,
     ModelFailed,
@@ -23,7 +26,7 @@ from gpu_server.errors import (
     UnsupportedOperation,
 )
 from gpu_server.testing import FakeModel, FakeServer, byte_tokenizer, echo_model, embedding_model, fake_vector
-from gpu_server.tokenizing import digest
+from gpu_server.tokenizing import TextTokenizer, digest
 from gpu_server.wire import ItemError, Limits, ReplyHeader, Tensor
 from gpu_server.wire.documents import InputInfo, ModelInfo, TextInfo
 
@@ -191,6 +194,42 @@ def test_per_item_errors_name_the_callers_item() -> None:
     with pytest.raises(ModelFailed, match="item 11: NaN") as error:
         raise_item_errors(Reply(header, {}), first=10)
     assert error.value.details == {"item": 11}
+
+
+def test_threads_that_need_the_tokenizer_first_load_it_once(
+    server: FakeServer, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built: list[TextTokenizer] = []
+    all_ask = threading.Barrier(8)
+
+    def embed(_: int) -> object:
+        all_ask.wait(10)
+        return client.embed("a")
+
+    client.hello()
+    monkeypatch.setattr(TextTokenizer, "prepare", lambda self: built.append(self))
+    with ThreadPoolExecutor(8) as pool:
+        assert len(list(pool.map(embed, range(8)))) == 8
+    assert (len(built), server.requests["tokenizer"]) == (1, 1)
+
+
+def test_who_waits_for_a_tokenizer_waits_no_longer_than_its_deadline(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    def hangs(tokenizer: TextTokenizer) -> None:
+        begun.set()
+        assert go_on.wait(30)
+
+    monkeypatch.setattr(TextTokenizer, "prepare", hangs)
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(client.tokenizer)
+        assert begun.wait(10)
+        with pytest.raises(DeadlineExceeded, match="tokenizer of model"):
+            client.tokenizer(timeout_s=0.1)
+        go_on.set()
+        assert first.result(10) is client.tokenizer()
 
 
 def test_a_stale_tokenizer_is_fetched_anew(server: FakeServer, client: Client) -> None:

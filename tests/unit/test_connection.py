@@ -329,6 +329,26 @@ def test_no_wake_up_is_lost(server: HandServer, connection: Connection) -> None:
         server.receive()
 
 
+def test_a_signal_s_handler_that_raises_leaves_it_awake(server: HandServer, connection: Connection) -> None:
+    class Interrupted:
+        """The wake-up socket, at the moment in which a handler raises."""
+
+        def __init__(self, socket: Any) -> None:
+            self.socket = socket
+
+        def send(self, data: bytes) -> int:
+            connection._wake_write = self.socket
+            raise KeyboardInterrupt
+
+    ask(connection)
+    server.receive()
+    connection._wake_write = Interrupted(connection._wake_write)  # type: ignore[assignment]
+    with pytest.raises(KeyboardInterrupt):
+        connection._wake()
+    ask(connection)
+    server.receive()
+
+
 def test_threads_share_it_and_no_answer_goes_astray() -> None:
     with FakeServer() as fake:
         connection = Connection(fake.endpoint)

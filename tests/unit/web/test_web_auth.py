@@ -20,7 +20,9 @@ HASHED = sha256(b"third").hexdigest()
 
 @pytest.fixture
 def app(client: Client) -> Flask:
-    made = create_app(client, Settings(api_keys=f"first, bob:second,carol:sha256:{HASHED}"))
+    made = create_app(
+        client, Settings(api_keys=f"first, bob:second,carol:sha256:{HASHED},eva:schl\u00fcssel")
+    )
     made.add_url_rule("/who", "who", lambda: request.remote_user or "")
     return made
 
@@ -32,6 +34,7 @@ def app(client: Client) -> Flask:
         ("bearer second", "bob"),
         ("second", "bob"),
         ("Bearer third", "carol"),
+        ("Bearer schl\u00c3\u00bcssel", "eva"),
         ("Bearer fourth", None),
         ("Bearer", None),
         ("Bearer ", None),

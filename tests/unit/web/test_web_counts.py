@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+import os
 import re
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -125,6 +127,29 @@ def test_reports_go_on_after_one_that_took_long(monkeypatch: pytest.MonkeyPatch)
     timers.fire()
     assert [report.number for report in daemon.reports] == [1, 2]
     assert daemon.count("/embed", "200") == 3
+
+
+def test_a_forked_worker_reports_its_own_requests_only() -> None:
+    daemon = Daemon()
+    counts = Counts(["/embed"], daemon)
+    request(counts)
+    read, write = os.pipe()
+    if not (child := os.fork()):
+        daemon.reports.clear()
+        request(counts, status="429")
+        counts.flush()
+        (report,) = daemon.reports
+        statuses = report.routes["/embed"].statuses
+        os.write(write, json.dumps([report.worker, report.number, statuses["200"], statuses["429"]]).encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    counts.flush()
+    (mine,) = daemon.reports
+    with os.fdopen(read), os.fdopen(write):
+        worker, number, answered, refused = json.loads(os.read(read, 4096))
+    assert worker != mine.worker
+    assert (number, answered, refused) == (1, 0, 1)
+    assert mine.routes["/embed"].statuses["200"] == 1
 
 
 def test_requests_in_flight_are_told() -> None:

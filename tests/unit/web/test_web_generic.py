@@ -28,6 +28,19 @@ def test_inputs_come_back_as_outputs(http: FlaskClient) -> None:
     assert {"queue_us", "compute_us", "total_us", "batch_tokens"} <= body["timing"].keys()
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        '{"inputs":{},"parameters":{"a":["b"]},"z":NaN}',
+        '{"inputs":{},"parameters":{"a":["b"]},"parameters":3}',
+        '{"inputs":{"x":3},"inputs":[1]}',
+    ],
+)
+def test_a_mistake_before_another_is_told_too(http: FlaskClient, body: str) -> None:
+    answer = http.post(PATH, data=body, content_type="application/json")
+    assert answer.status_code == 422, answer.get_json()
+
+
 def test_parameters_and_declared_types_reach_the_model() -> None:
     seen: dict[str, Any] = {}
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import socket
 import time
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from gunicorn.config import Config
-from gunicorn.http.message import Message
 from gunicorn.workers.gthread import ThreadWorker
 from gunicorn.workers.sync import SyncWorker
 
@@ -133,20 +130,3 @@ def test_other_worker_classes_are_left_alone(clock: Clock) -> None:
     master.spreading.begin(other, SimpleNamespace(version=(1, 1)))
     master.spreading.release(other)
     assert not hasattr(other, SLOT)
-
-
-def test_the_master_does_not_wait_for_the_client_to_close(clock: Clock) -> None:
-    master = Master()
-    master.start(9, 0)
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
-        ours.setblocking(False)
-        request = Message.__new__(Message)
-        request.cfg, request.must_close, request.version = Config(), False, (1, 1)
-        master.spreading.end(request, {"gunicorn.socket": ours})
-        with pytest.raises(BlockingIOError):
-            ours.recv(1)
-        master.spreading.begin(master.WORKERS[0], request)
-        master.spreading.end(request, {"gunicorn.socket": ours})
-        assert request.must_close
-        assert ours.recv(1) == b""
