@@ -10,6 +10,7 @@ from gpu_server.wire import ItemError, Tensor, Tensors
 Answer = tuple[Tensors, list[ItemError]]
 """Outputs, and the items that failed alone."""
 Run = Callable[[Tensors], Answer | RemoteError]
+CHANGING = "the model's outputs change in name, type or shape from batch to batch"
 
 
 class Isolation:
@@ -33,8 +34,10 @@ class Isolation:
         """What the items of a batch that failed with `error` get. Raises a RemoteError if no item is left."""
         self._failures_left = 2 * (_items(inputs).bit_length() + 1)
         outcome = self._halve(inputs, error)
+        if isinstance(outcome, Cancelled):
+            raise ModelFailed(CHANGING) if outcome.message == CHANGING else error
         if isinstance(outcome, RemoteError):
-            raise error if isinstance(outcome, Cancelled) else outcome
+            raise outcome
         return outcome
 
     def _halve(self, inputs: Tensors, error: RemoteError) -> Answer | RemoteError:
@@ -68,10 +71,12 @@ class Isolation:
 def _merge(answers: list[tuple[int, int, Answer | RemoteError]]) -> Answer | RemoteError:
     good = [answer for _, _, answer in answers if not isinstance(answer, RemoteError)]
     if not good:
-        return next(answer for _, _, answer in answers if isinstance(answer, RemoteError))
+        failed = [answer for _, _, answer in answers if isinstance(answer, RemoteError)]
+        # One error stands for all items of both: none may have that of another.
+        return next((error for error in failed if isinstance(error, Cancelled)), failed[0])
     signatures = _signatures(good[0])
     if any(_signatures(answer) != signatures for answer in good):
-        return ModelFailed("the model's outputs change in name, type or shape from batch to batch")
+        return Cancelled(CHANGING)
     columns: dict[str, list[Tensor]] = {name: [] for name in signatures}
     errors: list[ItemError] = []
     for low, high, answer in answers:
