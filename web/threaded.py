@@ -11,7 +11,7 @@ from typing import Any
 
 from gunicorn.workers import gthread
 
-SILENCE_S = 30
+SILENCE_S = 15
 """How long a client may be silent in the middle of a request before its connection ends."""
 STOP_S = 2.0
 """How long a worker that stops waits for a connection that has asked nothing yet: as long as for one that has."""
