@@ -6,19 +6,27 @@ import json
 import logging
 import sys
 import time
-from typing import Any
+from typing import Any, TextIO
 
 _PLAIN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
 
 
 def setup(level: str = "info", form: str = "text", process: str = "daemon") -> None:
     """Send this process's logs to stderr; call once per process."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = OverABar(sys.stderr) if sys.stderr.isatty() else logging.StreamHandler(sys.stderr)
     handler.setFormatter(Formatter(process, as_json=form == "json"))
     root = logging.getLogger("gpu_server")
     root.handlers = [handler]
     root.setLevel(level.upper())
     root.propagate = False
+
+
+class OverABar(logging.StreamHandler[TextIO]):
+    """Lines on a terminal, where a load's bar may stand that has no line end yet."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line, in the place of the bar."""
+        return f"\r\033[K{super().format(record)}"
 
 
 class Formatter(logging.Formatter):

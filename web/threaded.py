@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import struct
 import time
@@ -23,6 +24,9 @@ def mend(worker: Any) -> None:
         _wait_in_the_poller(worker)
         _close_in_the_thread(worker)
         _stop_without_the_silent(worker)
+        # At a terminal Ctrl-C reaches master and workers, and the master tells these to quit: a handler interrupted by its
+        # like would wait for its own thread pool's lock.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _wait_in_the_poller(worker: Any) -> None:

@@ -56,7 +56,8 @@ def describe(status: Status) -> str:
     lines.append(
         f"queue    {queue.requests} requests, {queue.items} items, {queue.tokens} tokens, {queue.bytes} bytes"
     )
-    lines.append(f"web      {status.web.workers} workers, {status.web.in_flight} requests in flight")
+    workers = f"{status.web.workers} worker{'' if status.web.workers == 1 else 's'}"
+    lines.append(f"web      {workers}, {status.web.in_flight} requests in flight")
     lines.append(
         "counts   "
         + ", ".join(

@@ -81,18 +81,19 @@ class Callers:
             "priority": ask.priority,
         }
         headers = {"content-type": "application/json", "expect": "100-continue"}
-        begun = self._judge.begin()
+        begun, taken_up = self._judge.begin(), False
         connection = UnixConnection(self._http_path)
         try:
             connection.request("POST", f"/v1/models/{MODEL}/infer", json.dumps(body), headers)
             # Gunicorn says "100 Continue" when a worker takes the request up: before that, after hang-ups, there may be none
             # for as long as new ones take to start, and nobody who could keep a deadline. The connection's limit bounds it.
             connection.sock.recv(1, socket.MSG_PEEK)
-            begun = self._judge.accepted(begun)
+            begun, taken_up = self._judge.accepted(begun), True
             answer = connection.getresponse()
             got = json.loads(answer.read())
         except (OSError, http.client.HTTPException):
-            # A worker was killed with this request in its hands.
+            # A worker was killed with this request in its hands, or there was none within the connection's limit.
+            begun = begun if taken_up else self._judge.accepted(begun)
             self._judge.refused(ask, begun, "connection")
             self._stop.wait(0.1)
             return

@@ -55,7 +55,7 @@ def test_every_request_gets_one_right_answer_or_one_honest_error(
             print(table(judge, faults, keeper, clock, time.monotonic() - begun))
         workers = web.workers()
         assert web.stop() == 0, "".join(web.log[-60:])
-    assert (judge.wrong, keeper.tracebacks) == ([], [])
+    assert (judge.wrong, keeper.tracebacks) == ([], []), "".join(web.log[-60:])
     assert sum(judge.outcomes.values()) == judge.sent
     assert_nothing_is_left(keeper, socket_folder, files, memory, workers)
 

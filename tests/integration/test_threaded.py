@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 from collections.abc import Iterator
@@ -77,6 +78,16 @@ def test_who_stops_in_the_middle_of_a_request_is_given_up(web: RunningGunicorn, 
         for client in silent:
             assert not answer(client).startswith(b"HTTP/1.1 200")
     assert not any("Traceback" in line for line in web.log)
+
+
+def test_ctrl_c_is_for_the_master_to_hand_on(web: RunningGunicorn) -> None:
+    assert_serves(web)
+    (worker,) = web.workers()
+    os.kill(worker, signal.SIGINT)
+    assert_serves(web)
+    web.process.send_signal(signal.SIGINT)
+    assert web.process.wait(LIMIT_S) == 0
+    assert not any("SIGKILL" in line for line in web.log)
 
 
 def test_a_stop_does_not_wait_for_who_asks_nothing(web: RunningGunicorn) -> None:
