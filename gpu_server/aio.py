@@ -223,7 +223,7 @@ class AsyncClient:
         return await self._run(self._calls.tokenizer(model, timeout_s))
 
     def close(self) -> None:
-        """Close this process's connection; its thread ends by itself, within two seconds where a host is looked up."""
+        """Close this process's connection without waiting for its thread, which may be looking a host up."""
         self._calls.connections.abandon()
 
     async def _run(self, call: Call[T]) -> T:
