@@ -24,8 +24,10 @@ from gpu_server import Client
 from gpu_server.engine import shapes
 from gpu_server.wire.documents import ModelInfo
 
-CELLS = ((1, 1, 1), (1, 64, 1), (4, 16, 1), (4, 16, 8), (4, 16, 32), (8, 8, 32))
+CELLS = ((1, 1, 1), (1, 64, 1), (4, 16, 1), (4, 16, 8), (4, 16, 32), (8, 8, 32), (64, 1, 32))
 """(client processes, requests in flight in each, texts a request)"""
+TEXTS = 2048
+"""That a client goes through again and again: so many that their lengths are those of the engine's own figure."""
 
 
 def main() -> None:
@@ -67,10 +69,10 @@ def show_cell(
 ) -> None:
     """Measure and print one row."""
     clients, depth, texts = cell
-    rows = token_rows(depth * texts, info)
-    requests = load.requests_of([rows[i * texts : (i + 1) * texts] for i in range(depth)])
-    measured = load.measure(endpoint, pid, requests, clients=clients, seconds=seconds)
-    tokens = measured.rate * sum(map(len, rows)) / depth
+    rows = token_rows(TEXTS, info)
+    requests = load.requests_of([rows[i : i + texts] for i in range(0, TEXTS, texts)])
+    measured = load.measure(endpoint, pid, requests, clients=clients, seconds=seconds, depth=depth)
+    tokens = measured.rate * sum(map(len, rows)) / len(requests)
     print(
         f"{clients:8} {depth:10} {texts:6} {measured.rate * texts:9.0f} {tokens / 1e6:8.3f} {tokens / engine:10.1%} "
         f"{measured.cpu_s * 1e6:11.1f}"

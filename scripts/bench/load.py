@@ -22,7 +22,7 @@ from gpu_server.wire import VERSION, RequestHeader, Tensor, decode_reply, encode
 WARM_UP_S = 0.5
 ID = b"bench-id"
 """The id that prepared requests have until each is sent, under a number of its own."""
-START_LIMIT_S = 60.0
+START_LIMIT_S = 300.0
 CHECK_EVERY = 16
 REFUSAL_FRAMES = 2
 """Frames of a reply without outputs: the delimiter and the header."""
@@ -47,13 +47,20 @@ def requests_of(rows: Sequence[Sequence[np.ndarray]], model: str = "") -> list[l
 
 
 def measure(
-    endpoint: str, pid: int, requests: list[list[bytes]], *, clients: int, seconds: float
+    endpoint: str, pid: int, requests: list[list[bytes]], *, clients: int, seconds: float, depth: int = 0
 ) -> Measured:
-    """Run `clients` processes, each with all `requests` in flight, for the same `seconds` after a warm-up."""
+    """Run `clients` processes for the same `seconds` after a warm-up.
+
+    requests: what each sends, over and over.
+    depth: how many each has in flight; 0 for all of them.
+    """
     spawn = multiprocessing.get_context("spawn")
     results, together = spawn.SimpleQueue(), spawn.Barrier(clients)
     processes = [
-        spawn.Process(target=run_client, args=(endpoint, requests, seconds, pid, results, together))
+        spawn.Process(
+            target=run_client,
+            args=(endpoint, requests, depth or len(requests), seconds, pid, results, together),
+        )
         for _ in range(clients)
     ]
     for process in processes:
@@ -73,18 +80,19 @@ def measure(
 def run_client(
     endpoint: str,
     requests: list[list[bytes]],
+    depth: int,
     seconds: float,
     pid: int,
     results: multiprocessing.SimpleQueue,  # type: ignore[type-arg]
     together: Barrier,
 ) -> None:
-    """Send every request, then another for each answer; put (answers, seconds, server CPU seconds), or what was refused."""
+    """Send `depth` requests, then one for each answer; put (answers, seconds, server CPU seconds), or what was refused."""
     socket = zmq.Context().socket(zmq.DEALER)
     socket.connect(endpoint)
     together.wait(START_LIMIT_S)
-    for sent, frames in enumerate(requests):
-        socket.send_multipart(numbered(frames, sent))
-    count, start, cpu, sent = 0, 0.0, 0.0, len(requests)
+    for sent in range(depth):
+        socket.send_multipart(numbered(requests[sent], sent))
+    count, start, cpu, sent = 0, 0.0, 0.0, depth
     begin = time.perf_counter()
     while True:
         reply = socket.recv_multipart()

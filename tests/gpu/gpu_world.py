@@ -21,19 +21,20 @@ FAULT_MODELS = Path(__file__).parent / "models"
 
 
 def used_mib() -> int:
-    """MiB of the first GPU that are in use by anything, as the driver says; 0 where there is none."""
+    """MiB of the tests' GPU that are in use by anything, as the driver says; 0 where there is none."""
     return sum(_ask_driver("gpu=memory.used"))
 
 
 def compute_processes() -> int:
-    """How many processes have a context on the first GPU; 1 where there is none, as if it were the engine."""
+    """How many processes have a context on the tests' GPU; 1 where there is none, as if it were the engine."""
     return len(_ask_driver("compute-apps=pid")) if CUDA else 1
 
 
 def _ask_driver(query: str) -> list[int]:
     if not CUDA:
         return []
-    command = ["nvidia-smi", "-i", "0", f"--query-{query}", "--format=csv,noheader,nounits"]
+    device = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+    command = ["nvidia-smi", "-i", device, f"--query-{query}", "--format=csv,noheader,nounits"]
     answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
     return [int(line) for line in answer.stdout.split()]
 
