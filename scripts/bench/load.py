@@ -55,16 +55,18 @@ def measure(
     depth: how many each has in flight; 0 for all of them.
     """
     spawn = multiprocessing.get_context("spawn")
-    results, together = spawn.SimpleQueue(), spawn.Barrier(clients)
+    work, results, together = spawn.SimpleQueue(), spawn.SimpleQueue(), spawn.Barrier(clients)
     processes = [
         spawn.Process(
             target=run_client,
-            args=(endpoint, requests, depth or len(requests), seconds, pid, results, together),
+            args=(endpoint, work, depth or len(requests), seconds, pid, results, together),
         )
         for _ in range(clients)
     ]
     for process in processes:
         process.start()
+    for _ in processes:
+        work.put(requests)  # as an argument it would keep each start waiting for the one before
     for process in processes:
         process.join()
     answers = [results.get() for process in processes if not process.exitcode]
@@ -79,7 +81,7 @@ def measure(
 
 def run_client(
     endpoint: str,
-    requests: list[list[bytes]],
+    work: multiprocessing.SimpleQueue,  # type: ignore[type-arg]
     depth: int,
     seconds: float,
     pid: int,
@@ -87,6 +89,7 @@ def run_client(
     together: Barrier,
 ) -> None:
     """Send `depth` requests, then one for each answer; put (answers, seconds, server CPU seconds), or what was refused."""
+    requests = work.get()
     socket = zmq.Context().socket(zmq.DEALER)
     socket.connect(endpoint)
     together.wait(START_LIMIT_S)
