@@ -91,10 +91,17 @@ class LimitsConfig:
     max_request_bytes: int = setting(32 << 20, "bytes of one request", low=4096, high=1 << 31)
     max_items: int = setting(2048, "items of one request", low=1, high=4096)
     max_text_bytes: int = setting(1 << 20, "bytes of one text sent to be tokenised here", low=1, high=1 << 31)
-    max_queue_items: int = setting(65_536, "items that may wait", low=1, high=1 << 30)
-    max_queue_bytes: int = setting(256 << 20, "bytes of input that may wait", low=4096, high=(1 << 31) - 1)
+    max_queue_items: int = setting(
+        65_536, "items that may wait; three quarters of them for a sender that is alone", low=1, high=1 << 30
+    )
+    max_queue_bytes: int = setting(
+        256 << 20, "bytes of input that may wait, shared as the items are", low=4096, high=(1 << 31) - 1
+    )
     max_peer_bytes: int = setting(
-        256 << 20, "bytes of replies that one client may leave unread", low=4096, high=1 << 40
+        256 << 20,
+        "bytes of replies that one client may leave unread, and of an answer that several batches give",
+        low=4096,
+        high=1 << 40,
     )
     default_deadline_ms: int = setting(
         30_000, "deadline of a request that names none", low=1, high=86_400_000

@@ -160,7 +160,7 @@ class Conflict(RemoteError):
 
 
 class TooLarge(RemoteError):
-    """The request exceeds an announced limit."""
+    """The request exceeds an announced limit, or its answer what the server lets gather."""
 
     code, http_status = "too_large", 413
 

@@ -17,7 +17,8 @@ from gpu_server.errors import (
     UnsupportedOperation,
 )
 from gpu_server.wire import RequestHeader, Tensor, Tensors
-from gpu_server.wire.documents import PAIR_KINDS, InputInfo, ModelInfo, answers_to
+from gpu_server.wire.declared import check_inputs
+from gpu_server.wire.documents import PAIR_KINDS, ModelInfo, answers_to
 
 TEXTS = frozenset({"text", "text_pair"})
 TEXT_PARAMS = frozenset({"truncate", "truncation_direction", "prompt_name"})
@@ -65,15 +66,9 @@ def build(
     header: RequestHeader, inputs: Tensors, info: ModelInfo, *, peer: bytes, arrived: float, deadline: float
 ) -> Request:
     """The request to queue; raises InvalidRequest or StaleTokenizer, naming the input and the limit."""
-    if not inputs:
-        raise InvalidRequest("infer needs at least one input")
+    check_inputs(info, inputs)
     if header.digest and info.text is not None and header.digest != info.text.digest:
         raise StaleTokenizer(f"model {info.name!r} now has another tokenizer", {"digest": info.text.digest})
-    for declared in info.inputs:
-        _check_input(declared, inputs, info)
-    if info.inputs and len(inputs) != len(info.inputs):
-        extra = sorted(set(inputs) - {i.name for i in info.inputs})
-        raise InvalidRequest(f"model {info.name!r} has no input {extra[0]!r}", {"field": extra[0]})
     if info.text is not None:
         _check_ids(inputs["input_ids"], info.text.max_length, info.text.vocab_size)
         if "token_type_ids" in inputs and inputs["token_type_ids"].offsets != inputs["input_ids"].offsets:
@@ -127,38 +122,6 @@ def _is_a(value: object, wanted: type) -> bool:
     return isinstance(value, (int, float) if wanted is float else wanted)
 
 
-def _check_input(declared: InputInfo, inputs: Tensors, info: ModelInfo) -> None:
-    tensor = inputs.get(declared.name)
-    if tensor is None:
-        raise InvalidRequest(
-            f"model {info.name!r} needs the input {declared.name!r}", {"field": declared.name}
-        )
-    if tensor.dtype == declared.dtype and tensor.shape[1:] == declared.shape:
-        return
-    if tensor.dtype != declared.dtype or not _is_row(tensor, declared):
-        wanted = f"{declared.dtype} [items{''.join(f', {_dim(d)}' for d in declared.shape)}]"
-        got = f"{tensor.dtype} [{', '.join(_dim(d) for d in tensor.shape)}]"
-        raise InvalidRequest(f"input {declared.name!r} must be {wanted}; got {got}", {"field": declared.name})
-    inputs[declared.name] = _to_ragged(tensor)
-
-
-def _is_row(tensor: Tensor, declared: InputInfo) -> bool:
-    """Whether a dense tensor may stand for a declared ragged one."""
-    ragged, dense = declared.shape[:1] == (-1,), tensor.offsets is None and len(tensor.shape) > 1
-    return ragged and dense and tensor.shape[2:] == declared.shape[1:]
-
-
-def _to_ragged(tensor: Tensor) -> Tensor:
-    """A dense tensor as the ragged one with equal rows that it also is."""
-    items, length, *rest = tensor.shape
-    offsets = list(range(0, items * length + 1, length)) if length else [0] * (items + 1)
-    return Tensor(tensor.dtype, (items, -1, *rest), tensor.data, offsets)
-
-
-def _dim(size: int) -> str:
-    return "any" if size == -1 else str(size)
-
-
 def _check_ids(ids: Tensor, max_length: int, vocab_size: int) -> None:
     lengths = ids.lengths()
     if min(lengths) < 1 or max(lengths) > max_length:
@@ -195,11 +158,11 @@ def takes_types(info: ModelInfo) -> bool:
 
 def text_options(params: Mapping[str, Any]) -> dict[str, Any]:
     """Tokenising options out of a text request's parameters; raises InvalidRequest on values of the wrong kind."""
-    truncate, direction = params.get("truncate", True), params.get("truncation_direction", "right")
+    truncate, direction = params.get("truncate", True), params.get("truncation_direction")
     prompt = params.get("prompt_name", "")
     if not isinstance(truncate, bool):
         raise InvalidRequest("truncate must be a bool", {"field": "truncate"})
-    if direction not in ("left", "right"):
+    if direction not in (None, "left", "right"):
         raise InvalidRequest("truncation_direction must be left or right", {"field": "truncation_direction"})
     if not isinstance(prompt, str):
         raise InvalidRequest("prompt_name must be a string", {"field": "prompt_name"})

@@ -12,7 +12,15 @@ from gpu_server.daemon.metrics import Metrics
 from gpu_server.daemon.quarantine import Quarantine
 from gpu_server.daemon.request import Batch, Request
 from gpu_server.daemon.scheduler import Scheduler
-from gpu_server.errors import Cancelled, EngineCrashed, ModelFailed, ProtocolError, RemoteError, from_wire
+from gpu_server.errors import (
+    Cancelled,
+    EngineCrashed,
+    ModelFailed,
+    ProtocolError,
+    RemoteError,
+    TooLarge,
+    from_wire,
+)
 from gpu_server.wire import (
     VERSION,
     Buffer,
@@ -29,7 +37,8 @@ Send = Callable[[bytes, list[Buffer]], None]
 class Answers:
     """Ends requests: takes them out of scheduler and ledger, counts them and sends their reply.
 
-    version_of: the version of a model that is served now, "" if it is not.
+    generation: of the engine that gets batches now, or did last. max_answer_bytes: what may gather for an answer that
+    several batches give.
     """
 
     def __init__(
@@ -40,15 +49,16 @@ class Answers:
         quarantine: Quarantine,
         clock: Callable[[], float],
         send: Send,
-        version_of: Callable[[str], str],
+        max_answer_bytes: int,
     ) -> None:
+        self.generation = 0
+        self._max_answer_bytes = max_answer_bytes
         self._scheduler = scheduler
         self._ledger = ledger
         self._metrics = metrics
         self._quarantine = quarantine
         self._clock = clock
         self._send = send
-        self._version_of = version_of
 
     def share(self, batch: Batch, header: ReplyHeader, outputs: Tensors, compute_us: int) -> None:
         """Give the requests of a batch that ran for `compute_us` what the engine answered."""
@@ -69,6 +79,8 @@ class Answers:
                     rows = {name: column[number] for name, column in columns.items()}
                     if request.take(start, rows, items):
                         self._answer(request, batch.version)
+                    elif request.taken_bytes() > self._max_answer_bytes:
+                        self.fail(request, _answer_too_large(self._max_answer_bytes))
             at += items
 
     def fail(self, request: Request, error: RemoteError) -> None:
@@ -119,10 +131,10 @@ class Answers:
                 self._answer(request, batch.version)
 
     def _run_alone(self, request: Request, batch: Batch, start: int, stop: int) -> None:
-        if self._version_of(request.model) == batch.version:
+        if batch.generation == self.generation:
             self._scheduler.run_alone(request, start, stop)
         else:
-            # Rows of two versions must not mix.
+            # Rows of two generations must not mix.
             self.fail(request, EngineCrashed("the model was changed while this request ran; send it again"))
 
     def _answer(self, request: Request, version: str) -> None:
@@ -157,6 +169,13 @@ def _error_of(batch: Batch, header: ReplyHeader, outputs: Tensors) -> RemoteErro
     if any([tensor.items != batch.items for tensor in outputs.values()]):
         return ModelFailed("the model answered another number of items than it was given")
     return None
+
+
+def _answer_too_large(limit: int) -> TooLarge:
+    return TooLarge(
+        f"the answer exceeds max_peer_bytes = {limit}; ask for fewer items at once",
+        {"limit": "max_peer_bytes"},
+    )
 
 
 def _within(errors: Sequence[ItemError], low: int, high: int, shift: int) -> list[ItemError]:

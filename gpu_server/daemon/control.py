@@ -135,7 +135,9 @@ class Control:
                 return
             self._send(peer, error_reply(error.request_id, error.code, str(error), details=error.details))
             return
-        log.info("control", extra={"verb": header.op, "model": header.model})
+        asked = model_set.named_in(header.params)
+        model = header.model or asked.get("source", "")
+        log.info("control", extra={"verb": header.op, "model": model, **asked})
         try:
             verb = self._verbs.get(header.op)
             if verb is None:

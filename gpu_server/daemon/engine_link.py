@@ -41,7 +41,8 @@ class EngineLink:
     """One engine process from spawn to exit.
 
     Becomes `ready` when the engine has said so and every tokenizer has been fetched; `failed` when the engine gave a
-    reason, `dead` when its process ended without one.
+    reason, `dead` when its process ended without one. generation: how many changes had been asked for when it was started;
+    engines of one generation have read the same files.
     """
 
     def __init__(self, spec: EngineSpec) -> None:
@@ -54,6 +55,7 @@ class EngineLink:
         self.models: dict[str, ModelInfo] = {}
         self.tokenizers: dict[str, bytes] = {}
         self.batches: dict[bytes, Batch] = {}
+        self.generation = 0
         self._answered = -math.inf
         self._awaited: dict[bytes, str] = {}
         spawn = multiprocessing.get_context("spawn")

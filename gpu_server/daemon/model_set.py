@@ -41,6 +41,11 @@ def from_request(name: str, params: Mapping[str, Any]) -> ModelSpec:
         raise InvalidRequest(str(error)) from None
 
 
+def named_in(params: Mapping[str, Any]) -> dict[str, Any]:
+    """What of the parameters of a `load` a log may show: a model's settings, and nothing else, which may be a secret."""
+    return {key: value for key, value in params.items() if key in _SETTINGS}
+
+
 def with_model(models: Models, spec: ModelSpec) -> Models:
     """The set with a model in the place of the one of its name, or behind the others."""
     if any(known.name == spec.name for known in models):

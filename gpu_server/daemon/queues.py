@@ -58,14 +58,15 @@ class ModelWork:
 
 
 class Queue:
-    """Waiting requests of one group, prompt or bulk ones, by tag."""
+    """Waiting requests of one group, prompt or bulk ones, by tag. peer: whose request was the first."""
 
-    __slots__ = ("bulk", "cost", "heap", "items", "model", "suspect", "sweep_at")
+    __slots__ = ("bulk", "cost", "heap", "items", "model", "peer", "suspect", "sweep_at")
 
-    def __init__(self, model: ModelWork, bulk: bool, suspect: bool) -> None:
+    def __init__(self, model: ModelWork, bulk: bool, suspect: bool, peer: bytes) -> None:
         self.model = model
         self.bulk = bulk
         self.suspect = suspect
+        self.peer = peer
         self.heap: list[Entry] = []
         self.sweep_at = SWEEP_FROM
         self.cost = 0

@@ -105,6 +105,10 @@ class Request(msgspec.Struct, kw_only=True, eq=False):
         self.remaining -= items
         return self.remaining == 0
 
+    def taken_bytes(self) -> int:
+        """Bytes of the outputs so far."""
+        return sum([len(tensor.data) for *_, outputs in self.parts for tensor in outputs.values()])
+
     def fail(self, start: int, items: int, error: RemoteError) -> bool:
         """Keep an error for `items` items from `start` on; True when every item has its answer."""
         self.item_errors += [
@@ -140,12 +144,13 @@ class Request(msgspec.Struct, kw_only=True, eq=False):
 class Batch:
     """What one forward runs: slices of requests of one group, in order.
 
-    waited_since: when its first request arrived. version: of the model, once it is sent.
+    waited_since: when its first request arrived. version: of the model; generation: of the engine; both once it is sent.
     """
 
     __slots__ = (
         "cost",
         "formed",
+        "generation",
         "id",
         "items",
         "model",
@@ -162,6 +167,7 @@ class Batch:
         self.params = params
         self.waited_since = self.formed = self.sent = formed
         self.version = ""
+        self.generation = 0
         self.slices: list[tuple[Request, int, int]] = []
         self.cost = 0
         self.items = 0

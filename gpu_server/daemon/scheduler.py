@@ -9,6 +9,8 @@ in order as soon as a full one waits. What is not bulk work waits for no more of
 its own where that costs little, at most every second one, and bulk work leaves in batches a little smaller while others
 come. Costs are measured in batches (cost over the model's budget), which makes models comparable.
 
+Room. What may wait is bounded by items, bytes and kinds of requests; each bound is shared among senders (`shared_limit`).
+
 Memory. A batch that was too large for the device lowers its model's budget; time raises it again, bit by bit.
 """
 
@@ -24,6 +26,7 @@ from gpu_server.daemon.flows import BULK, PROMPT, Flows
 from gpu_server.daemon.pace import Pace
 from gpu_server.daemon.queues import Entry, ModelWork, Queue
 from gpu_server.daemon.request import Batch, Group, Request
+from gpu_server.daemon.shared_limit import SharedLimit
 from gpu_server.errors import Overloaded
 
 MISFITS = 8
@@ -52,8 +55,9 @@ class Scheduler:
 
     def __init__(self, clock: Callable[[], float], *, max_items: int, max_bytes: int) -> None:
         self._clock = clock
-        self._max_items = max_items
-        self._max_bytes = max_bytes
+        self._items = SharedLimit(max_items, f"max_queue_items = {max_items}")
+        self._bytes = SharedLimit(max_bytes, f"max_queue_bytes = {max_bytes}")
+        self._groups = SharedLimit(MAX_GROUPS, f"{MAX_GROUPS} different parameters or shapes")
         self._models: dict[str, ModelWork] = {}
         self._queues: dict[tuple[Group, bool], Queue] = {}
         self._order = itertools.count()
@@ -62,8 +66,6 @@ class Scheduler:
         self._pace = Pace(clock)
         self.due_at: float | None = None
         self.requests = 0
-        self.items = 0
-        self.bytes = 0
 
     def set_policy(self, model: str, policy: Policy) -> None:
         """Declare a model, or change how its batches are bounded."""
@@ -73,6 +75,16 @@ class Scheduler:
             known.batch_s = 0.0
         if known.policy != policy:
             known.policy = known.fitting = policy
+
+    @property
+    def items(self) -> int:
+        """Items that wait."""
+        return self._items.used
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of input of all requests without a reply."""
+        return self._bytes.used
 
     def queued_tokens(self) -> int:
         """Cost of all waiting items."""
@@ -91,7 +103,7 @@ class Scheduler:
         if not request.bulk:
             model.prompt_at = request.arrived
         self.requests += 1
-        self.bytes += request.size
+        self._bytes.take(request.peer, request.size)
         self._push(request, request.items, request.cost)
 
     def close(self, request: Request) -> None:
@@ -101,7 +113,7 @@ class Scheduler:
         request.closed = True
         self._flows.leave(request)
         self.requests -= 1
-        self.bytes -= request.size
+        self._bytes.give(request.peer, request.size)
         if request.waiting:
             self._remove(request, request.waiting_items(), request.waiting_cost())
             request.waiting.clear()
@@ -153,7 +165,7 @@ class Scheduler:
         for key, queue in list(self._queues.items()):
             head = queue.head()
             if head is None:
-                del self._queues[key]
+                self._drop(key)
                 continue
             if models is not None and head.model not in models:
                 continue
@@ -226,13 +238,7 @@ class Scheduler:
         return sum([model.backlog() * model.batch_s for model in self._models.values()])
 
     def _admit(self, request: Request) -> None:
-        full = ""
-        if self.items + request.items > self._max_items:
-            full = f"max_queue_items = {self._max_items}"
-        elif self.bytes + request.size > self._max_bytes:
-            full = f"max_queue_bytes = {self._max_bytes}"
-        elif len(self._queues) >= MAX_GROUPS and self._is_new(request.group):
-            full = f"{MAX_GROUPS} different parameters or shapes"
+        full = self._lacks_room(request)
         wait_s = self.estimated_wait_s(request)
         budget_s = request.deadline - self._clock()
         if not full and wait_s <= HEADROOM * budget_s:
@@ -245,6 +251,12 @@ class Scheduler:
         )
         raise Overloaded(reason, {"retry_after_ms": int(retry_s * 1000), "queued_items": self.items})
 
+    def _lacks_room(self, request: Request) -> str:
+        peer, priority = request.peer, request.priority
+        full = self._items.refusal(peer, request.items, priority)
+        full = full or self._bytes.refusal(peer, request.size, priority)
+        return full or (self._groups.refusal(peer, 1, priority) if self._is_new(request.group) else "")
+
     def _is_new(self, group: Group) -> bool:
         return (group, False) not in self._queues and (group, True) not in self._queues
 
@@ -252,18 +264,24 @@ class Scheduler:
         key = request.group, request.bulk
         queue = self._queues.get(key)
         if queue is None:
-            queue = self._queues[key] = Queue(self._models[request.model], request.bulk, request.suspect)
+            queue = self._queues[key] = Queue(
+                self._models[request.model], request.bulk, request.suspect, request.peer
+            )
+            self._groups.take(request.peer, 1)
         queue.push((request.tag, next(self._order), request))
         queue.count(items, cost)
-        self.items += items
+        self._items.take(request.peer, items)
 
     def _remove(self, request: Request, items: int, cost: int) -> None:
         key = request.group, request.bulk
         queue = self._queues[key]
         queue.count(-items, -cost)
         if not queue.items:
-            del self._queues[key]
-        self.items -= items
+            self._drop(key)
+        self._items.give(request.peer, items)
+
+    def _drop(self, key: tuple[Group, bool]) -> None:
+        self._groups.give(self._queues.pop(key).peer, 1)
 
     def _form(self, group: Group, bulk: bool) -> Batch:
         queue, other = self._queues[group, bulk], self._queues.get((group, not bulk))
@@ -312,7 +330,9 @@ class Scheduler:
                 aside.append(entry)
         for entry in aside:
             heapq.heappush(queue.heap, entry)
-        cost = sum([r.cumulative[stop] - r.cumulative[start] for r, start, stop in batch.slices[taken:]])
+        cost = 0
+        for request, start, stop in batch.slices[taken:]:
+            cost += request.cumulative[stop] - request.cumulative[start]
+            self._items.give(request.peer, stop - start)
         queue.count(items - batch.items, -cost)
-        self.items -= batch.items - items
         return longest

@@ -137,6 +137,7 @@ class Daemon:
             self._text,
             default_deadline_s=self._config.limits.default_deadline_ms / 1e3,
             batches_in_flight=self._config.engine.batches_in_flight,
+            max_answer_bytes=self._config.limits.max_peer_bytes,
             max_early_bytes=self._config.limits.max_queue_bytes if self._waits_for_load() else 0,
         )
 

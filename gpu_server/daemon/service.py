@@ -65,6 +65,7 @@ class Service:
     """Accepted requests from message to reply, over an injected clock and a `send(peer, frames)`.
 
     documents: makes the outputs of operations that no model has a part in. phase: what `model_loading` errors say.
+    max_answer_bytes: what may gather for an answer that several batches give.
     max_early_bytes: what requests that come before the first load is done may hold while they wait for it; 0 refuses them.
     draining: refuse new requests; successor: and say that another daemon follows on this socket.
     """
@@ -81,6 +82,7 @@ class Service:
         *,
         default_deadline_s: float,
         batches_in_flight: int,
+        max_answer_bytes: int,
         max_early_bytes: int = 0,
     ) -> None:
         self.models: dict[str, ModelInfo] = {}
@@ -89,7 +91,7 @@ class Service:
         self.successor = False
         self._tokenizers: dict[str, bytes] = {}
         self._link: EngineLink | None = None
-        self._held: EngineLink | None = None
+        self._served: EngineLink | None = None
         self._ledger = Ledger()
         self._tokenizing = TextLedger(limits.max_request_bytes)
         self._scheduler = scheduler
@@ -98,7 +100,7 @@ class Service:
         self._clock = clock
         self._quarantine = Quarantine(clock)
         self._answers = Answers(
-            scheduler, self._ledger, metrics, self._quarantine, clock, send, self._version_of
+            scheduler, self._ledger, metrics, self._quarantine, clock, send, max_answer_bytes
         )
         self._early = WaitingRoom(max_early_bytes, self._answers.refuse)
         self._send = send
@@ -154,12 +156,10 @@ class Service:
 
     def engine_ready(self, link: EngineLink) -> None:
         """Take a loaded engine into use; its models are served from now on. What the last one runs goes on there."""
-        before, self._held = self._link or self._held, None
-        running = before.batches.values() if before is not None else ()
-        replaced = before is not None and before is not link
-        waiting = self._ledger.all()
-        carry_over(waiting, self.models, link.models, self._scheduler, self._answers.fail, replaced, running)
-        self._link = link
+        if self._served is not None:
+            carry_over(self._ledger.all(), self._served, link, self._scheduler, self._answers.fail)
+        self._link = self._served = link
+        self._answers.generation = link.generation
         self.models = dict(link.models)
         self._tokenizers = dict(link.tokenizers)
         for info in self.models.values():
@@ -174,7 +174,6 @@ class Service:
 
     def engine_lost(self, link: EngineLink) -> None:
         """Put the batches of a lost engine back, once; requests that were lost before are answered."""
-        replaced = self._link is not None and self._link is not link
         if self._link is link:
             self._link = None
         # One attempt a crash, also for a request with items in several batches.
@@ -187,11 +186,12 @@ class Service:
                 twice = EngineCrashed("the engine process died while it ran this request, twice")
                 self._quarantine.note_crash(request, link.models[request.model].version, twice)
                 self._answers.fail(request, twice)
-        carry_over(lost, link.models, self.models, self._scheduler, self._answers.fail, replaced)
+        if self._served is not None:
+            carry_over(lost, link, self._served, self._scheduler, self._answers.fail)
 
     def hold(self) -> None:
         """Send no more batches until the next engine is ready."""
-        self._held, self._link = self._link, None
+        self._link = None
 
     def dispatch(self) -> float | None:
         """Give the engine what the scheduler finds due; returns when more will be, unless something happens before."""
@@ -207,6 +207,7 @@ class Service:
                 if not start:
                     request.queue_us = int((now - request.arrived) * 1e6)
             batch.sent, batch.version = now, link.models[batch.model].version
+            batch.generation = link.generation
             link.send(batch)
         return None
 
@@ -316,7 +317,7 @@ class Service:
                 f"a text exceeds max_text_bytes = {self._limits.max_text_bytes}", {"limit": "max_text_bytes"}
             )
         size = sum(len(text.data) for text in texts.values())
-        self._tokenizing.check_room(size)
+        self._tokenizing.check_room(peer, size, header.priority)
         options = admission.text_options(header.params) | {"typed": admission.takes_types(info)}
         if info.text is not None:
             header.params |= prompt_params(info.text, options["prompt_name"])
@@ -376,10 +377,6 @@ class Service:
         self._send(
             peer, encode_reply(ReplyHeader(v=VERSION, id=header.id), self._documents(peer, header, inputs))
         )
-
-    def _version_of(self, model: str) -> str:
-        info = self.models.get(model)
-        return info.version if info is not None else ""
 
     def _model_of(self, header: RequestHeader) -> str:
         """The name that a refused request counts under."""

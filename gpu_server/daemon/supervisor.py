@@ -12,10 +12,10 @@ from collections.abc import Callable
 from typing import Literal
 
 from gpu_server.daemon.change import Change, Models, Phase
-from gpu_server.daemon.crashes import CRASH_WINDOW_S, Crashes
+from gpu_server.daemon.crashes import Crashes
 from gpu_server.daemon.engine_link import EngineLink
 from gpu_server.daemon.reaper import REAP_S, Reaper
-from gpu_server.errors import Conflict, DeviceLost, LoadFailed, ModelLoading, RemoteError
+from gpu_server.errors import Conflict, LoadFailed, ModelLoading, RemoteError
 from gpu_server.wire.documents import EngineStatus
 
 log = logging.getLogger(__name__)
@@ -59,9 +59,8 @@ class Supervisor:
         self._polled = self._retry_at = 0.0
         self._was_ready = False
         self._reason = ""
-        self._final: tuple[str, int] | None = None
         self._device = ""
-        self._device_lost = False
+        self._generation = 0
         self._status: EngineStatus | None = None
         self._change: Change | None = None
         self._killed: set[EngineLink] = set()
@@ -92,6 +91,7 @@ class Supervisor:
         if not self._was_ready:
             raise ModelLoading("the models are still loading; change them when they are ready")
         now = self._clock()
+        self._generation += 1
         log.info("changing models", extra={"models": ",".join(m.name for m in models), "alone": drain_first})
         self._change = Change(models, done, now)
         if self.link is None:
@@ -204,7 +204,9 @@ class Supervisor:
         self._note_links()
 
     def _new_link(self, models: Models) -> EngineLink:
-        return self._spawn(models, self._device, self.link is not None)
+        link = self._spawn(models, self._device, self.link is not None)
+        link.generation = self._generation
+        return link
 
     def _note_links(self) -> None:
         self.links = tuple(x for x in (self.link, self.successor, self.retired) if x is not None)
@@ -251,7 +253,7 @@ class Supervisor:
         self.state = "ready"
         self._was_ready = True
         self._device = link.event.device.partition(" ")[0]
-        self._device_lost = False
+        self._crashes.forget_words()
         log.info(
             "engine ready",
             extra={"pid": link.pid, "device": link.event.device, "models": ",".join(link.models)},
@@ -260,7 +262,8 @@ class Supervisor:
 
     def _ended(self, link: EngineLink) -> None:
         self._reason = link.why_ended()
-        self._judge(link)
+        if link.state == "failed":
+            self._crashes.judge(link.event, self.state == "loading")
         self.status()
         self.link = None
         self._on_lost(link)
@@ -273,26 +276,11 @@ class Supervisor:
         self._reaper.kill(link)
         self._note_links()
 
-    def _judge(self, link: EngineLink) -> None:
-        """Whether the engine's own words rule out that another start can help."""
-        event = link.event
-        if link.state != "failed":
-            return
-        if self._device_lost and self.state == "loading" and event.fault != "memory":
-            # The one fresh process that a lost device is worth has not found it either.
-            self._final = f"the device is lost: {self._reason}", DeviceLost.exit_code
-        elif event.permanent:
-            self._final = self._reason, event.exit_code
-        self._device_lost = self._device_lost or event.fault == "device"
-
     def _plan_respawn(self) -> None:
         """With no engine left and none coming: start the current set of models again, later or never."""
-        if self._final is not None:
-            self._give_up(*self._final)
-        elif self._crashes.too_many:
-            count = len(self._crashes)
-            reason = f"the engine failed {count} times in {CRASH_WINDOW_S:.0f} s; last: {self._reason}"
-            self._give_up(reason, 70)
+        final = self._crashes.final(self._reason)
+        if final is not None:
+            self._give_up(*final)
         else:
             now = self._clock()
             self._retry_at = max(now, self._crashes.retry_at())
@@ -339,7 +327,7 @@ class Supervisor:
 
     def _take_over(self, change: Change, link: EngineLink) -> None:
         old, self.link, self.successor = self.link, link, None
-        self.models, self._final = change.models, None
+        self.models = change.models
         self._became_ready(link)
         if old is not None and old.state == "ready":
             self.retired = old

@@ -15,6 +15,7 @@ from gpu_server.wire.documents import TextInfo
 THREADS = 2
 
 Finished = Callable[[Tensors | RemoteError], None]
+_Job = tuple[Tensors, dict[str, Any], Finished]
 
 
 class TextPool:
@@ -46,9 +47,13 @@ class TextPool:
         """Tokenise `text`, paired with `text_pair` if that is there; options as `TextTokenizer.inputs` has them.
 
         `finished` gets the model's inputs or the error, on the loop's thread. Cancelling the future before its turn saves
-        the work.
+        the work and lets go of the texts.
         """
-        return self._pool.submit(self._work, self._tokenizers[model], texts, options, finished)
+        job = [(texts, options, finished)]
+        future = self._pool.submit(self._work, self._tokenizers[model], job)
+        # The pool's queue keeps a cancelled call until its turn.
+        future.add_done_callback(lambda _: job.clear())
+        return future
 
     def collect(self) -> None:
         """Run the callbacks of what has finished."""
@@ -60,9 +65,8 @@ class TextPool:
         """Stop after what is running."""
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def _work(
-        self, tokenizer: TextTokenizer, texts: Tensors, options: dict[str, Any], finished: Finished
-    ) -> None:
+    def _work(self, tokenizer: TextTokenizer, job: list[_Job]) -> None:
+        texts, options, finished = job.pop()
         try:
             columns = [texts[name].strings() for name in ("text", "text_pair") if name in texts]
             rows = columns[0] if len(columns) == 1 else list(zip(*columns, strict=True))

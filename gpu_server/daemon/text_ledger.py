@@ -6,6 +6,7 @@ import math
 from concurrent.futures import Future
 from typing import NamedTuple
 
+from gpu_server.daemon.shared_limit import SharedLimit
 from gpu_server.errors import Overloaded
 from gpu_server.wire import RequestHeader
 
@@ -22,11 +23,11 @@ class _Tokenizing(NamedTuple):
 
 
 class TextLedger:
-    """At most `MAX_TOKENIZING` requests, of `max_bytes` of text together."""
+    """At most `MAX_TOKENIZING` requests of `max_bytes` (the setting `max_request_bytes`) together; senders share both."""
 
     def __init__(self, max_bytes: int) -> None:
-        self._max_bytes = max_bytes
-        self._bytes = 0
+        self._requests = SharedLimit(MAX_TOKENIZING, f"{MAX_TOKENIZING} requests")
+        self._bytes = SharedLimit(max_bytes, f"max_request_bytes = {max_bytes} together")
         self._first = math.inf
         self._waiting: dict[Key, _Tokenizing] = {}
 
@@ -36,15 +37,17 @@ class TextLedger:
     def __contains__(self, key: Key) -> bool:
         return key in self._waiting
 
-    def check_room(self, size: int) -> None:
+    def check_room(self, peer: bytes, size: int, priority: int) -> None:
         """Raise Overloaded if another `size` bytes are too much."""
-        if len(self._waiting) >= MAX_TOKENIZING or self._bytes + size > self._max_bytes:
-            raise Overloaded("too many texts wait to be tokenised", {"retry_after_ms": 100})
+        full = self._requests.refusal(peer, 1, priority) or self._bytes.refusal(peer, size, priority)
+        if full:
+            raise Overloaded(f"too many texts wait to be tokenised ({full})", {"retry_after_ms": 100})
 
     def add(self, key: Key, header: RequestHeader, deadline: float, size: int, future: Future[None]) -> None:
         """Keep a request; its key must be new."""
         self._waiting[key] = _Tokenizing(header, deadline, size, future)
-        self._bytes += size
+        self._requests.take(key[0], 1)
+        self._bytes.take(key[0], size)
         self._first = min(self._first, deadline)
 
     def take(self, key: Key, header: RequestHeader) -> float | None:
@@ -85,5 +88,6 @@ class TextLedger:
     def _remove(self, key: Key) -> _Tokenizing | None:
         waiting = self._waiting.pop(key, None)
         if waiting is not None:
-            self._bytes -= waiting.size
+            self._requests.give(key[0], 1)
+            self._bytes.give(key[0], waiting.size)
         return waiting

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+from gpu_server.daemon.shared_limit import SharedLimit
 from gpu_server.errors import InvalidRequest, Overloaded, RemoteError
 from gpu_server.wire import RequestHeader, Tensors
 
@@ -23,7 +24,7 @@ class Waiting(NamedTuple):
 
 
 class WaitingRoom:
-    """At most `MAX_WAITING` requests, with `max_bytes` of input together.
+    """At most `MAX_WAITING` requests, with `max_bytes` (the setting `max_queue_bytes`) together; senders share both.
 
     refuse: sends a peer the error reply to the request of that id.
     """
@@ -31,7 +32,8 @@ class WaitingRoom:
     def __init__(self, max_bytes: int, refuse: Callable[[bytes, bytes, RemoteError], None]) -> None:
         self.max_bytes = max_bytes
         self._refuse = refuse
-        self._bytes = 0
+        self._requests = SharedLimit(MAX_WAITING, f"{MAX_WAITING} requests")
+        self._bytes = SharedLimit(max_bytes, f"max_queue_bytes = {max_bytes}")
         self._first = math.inf
         self._waiting: dict[Key, Waiting] = {}
 
@@ -42,11 +44,13 @@ class WaitingRoom:
         """Keep a request. Raises Overloaded where there is no room, InvalidRequest if one of its id waits already."""
         if key in self._waiting:
             raise InvalidRequest("this id is already outstanding on this connection")
-        size = _size(waiting)
-        if len(self._waiting) >= MAX_WAITING or self._bytes + size > self.max_bytes:
-            raise Overloaded("too many requests wait for the first load", {"retry_after_ms": 1000})
+        peer, size, priority = key[0], _size(waiting), waiting.header.priority
+        full = self._requests.refusal(peer, 1, priority) or self._bytes.refusal(peer, size, priority)
+        if full:
+            raise Overloaded(f"too many requests wait for the first load ({full})", {"retry_after_ms": 1000})
         self._waiting[key] = waiting
-        self._bytes += size
+        self._requests.take(peer, 1)
+        self._bytes.take(peer, size)
         self._first = min(self._first, waiting.deadline)
 
     def leave(self) -> Iterator[tuple[Key, Waiting]]:
@@ -83,7 +87,8 @@ class WaitingRoom:
     def _take(self, key: Key) -> Waiting | None:
         waiting = self._waiting.pop(key, None)
         if waiting is not None:
-            self._bytes -= _size(waiting)
+            self._requests.give(key[0], 1)
+            self._bytes.give(key[0], _size(waiting))
         return waiting
 
 

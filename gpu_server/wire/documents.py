@@ -27,7 +27,8 @@ class InputInfo(msgspec.Struct, omit_defaults=True):
 class TextInfo(msgspec.Struct, omit_defaults=True):
     """What a client needs to tokenise for a text model.
 
-    prompt_lengths: tokens of each prompt, for models that pool without them.
+    prompt_lengths: tokens of each prompt, for models that pool without them. truncation_direction: the side on which
+    over-long texts are cut unless a request says otherwise.
     """
 
     digest: str
@@ -36,6 +37,7 @@ class TextInfo(msgspec.Struct, omit_defaults=True):
     prompts: dict[str, str] = {}
     default_prompt: str = ""
     prompt_lengths: dict[str, int] = {}
+    truncation_direction: Literal["left", "right"] = "right"
 
 
 class ModelInfo(msgspec.Struct, omit_defaults=True, kw_only=True):

@@ -108,7 +108,9 @@ def decode_request(
 
 def refuse_cut(frames: Sequence[Buffer], limits: Limits) -> NoReturn:
     """Raise the ProtocolError for a request of which only the first frames were read, because it is over the limits."""
-    _, request_id = peek(bytes(frames[1])) if len(frames) > 1 else (None, b"")
+    # A header over its own limit is not decoded: it can take a hundred times its size.
+    readable = len(frames) > 1 and len(frames[1]) <= MAX_REQUEST_HEADER_BYTES
+    _, request_id = peek(bytes(frames[1])) if readable else (None, b"")
     raise ProtocolError(
         f"a request holds at most max_request_bytes = {limits.max_request_bytes}, in two frames for each of 16 tensors",
         request_id,

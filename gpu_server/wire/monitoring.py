@@ -109,7 +109,7 @@ class Buckets(msgspec.Struct, forbid_unknown_fields=True):
 class RouteReport(msgspec.Struct, forbid_unknown_fields=True):
     """One route of a web worker: requests by status, and their time."""
 
-    statuses: Annotated[dict[Annotated[str, Meta(pattern="^[1-5][0-9][0-9]$")], Count], Meta(max_length=64)]
+    statuses: Annotated[dict[Annotated[str, Meta(pattern=r"^[1-5][0-9][0-9]\Z")], Count], Meta(max_length=64)]
     duration: Buckets
 
 
@@ -119,7 +119,7 @@ class Report(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     worker: made anew in each process. A report that was not answered is sent again under its number.
     """
 
-    worker: Annotated[str, Meta(pattern="^[0-9a-f]{32}$")]
+    worker: Annotated[str, Meta(pattern=r"^[0-9a-f]{32}\Z")]
     number: Annotated[int, Meta(ge=1)]
     in_flight: Count = 0
     routes: Annotated[dict[Label, RouteReport], Meta(max_length=256)] = {}

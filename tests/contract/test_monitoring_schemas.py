@@ -47,10 +47,12 @@ def test_documents_decode_to_themselves() -> None:
     "change",
     [
         {"worker": "w"},
+        {"worker": "0" * 32 + "\n"},
         {"number": 0},
         {"in_flight": -1},
         {"surprise": 1},
         {"routes": {"/embed": {"statuses": {"2000": 1}, "duration": msgspec.to_builtins(BUCKETS)}}},
+        {"routes": {"/embed": {"statuses": {"200\n": 1}, "duration": msgspec.to_builtins(BUCKETS)}}},
         {"tokenize": {"m": {"counts": [1, 2], "total": 0.0}}},
     ],
 )

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator, Mapping, Set
+from typing import Any
 
 from gpu_server.daemon.metrics.histogram import Histogram
 from gpu_server.daemon.metrics.text import Series
 from gpu_server.wire.monitoring import SECONDS, Report, WebStatus
 
 MAX_SERIES = 2048
+"""Pairs of a route and a status."""
+MAX_HISTOGRAMS = 256
+"""Routes, and models, that have one: it is 21 lines of what is scraped."""
 MAX_WORKERS = 8192
 
 
@@ -64,8 +68,15 @@ class WebCounts:
         yield "web_workers", {(): now.workers}
 
     def _has_room(self, report: Report) -> bool:
-        new = sum((r, s) not in self.requests for r, about in report.routes.items() for s in about.statuses)
-        new += sum(model not in self.tokenize for model in report.tokenize)
-        if new and new + len(self.requests) + len(self.tokenize) > MAX_SERIES:
-            return False
-        return len(self.duration.keys() | report.routes.keys()) <= MAX_SERIES
+        new = {(route, status) for route, about in report.routes.items() for status in about.statuses}
+        return (
+            _fits(new, self.requests, MAX_SERIES)
+            and _fits(report.routes.keys(), self.duration, MAX_HISTOGRAMS)
+            and _fits(report.tokenize.keys(), self.tokenize, MAX_HISTOGRAMS)
+        )
+
+
+def _fits(reported: Set[Hashable], known: Mapping[Any, object], most: int) -> bool:
+    """Whether at most so many are known with those reported; where all are known already, always."""
+    new = len(reported - known.keys())
+    return not new or len(known) + new <= most

@@ -66,6 +66,7 @@ class FakeLink:
         self.models = {m.name: m for m in models}
         self.tokenizers: dict[str, bytes] = {}
         self.batches: dict[bytes, Batch] = {}
+        self.generation = 0
         self.sent: list[Batch] = []
         self.state = "loading"
         self.event = Event(kind="progress", phase="loading m", progress=0.5)

@@ -91,15 +91,17 @@ class World:
             cast(TextPool, self.pool),
             default_deadline_s=30.0,
             batches_in_flight=2,
+            max_answer_bytes=1000,
             max_early_bytes=max_early_bytes,
         )
         self.link = FakeLink(NUMBERS, TEXT)
         if ready:
             self.new_engine()
 
-    def new_engine(self) -> None:
+    def new_engine(self, generation: int = 0) -> None:
         """A loaded engine in place of the last one."""
         self.link = FakeLink(NUMBERS, TEXT)
+        self.link.generation = generation
         self.link.tokenizers["text"] = byte_tokenizer()
         self.service.engine_ready(cast(EngineLink, self.link))
 

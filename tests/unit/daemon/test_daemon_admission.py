@@ -173,7 +173,7 @@ def test_text_is_for_text_models() -> None:
 
 
 def test_options_of_tokenising() -> None:
-    assert admission.text_options({}) == {"truncate": True, "direction": "right", "prompt_name": ""}
+    assert admission.text_options({}) == {"truncate": True, "direction": None, "prompt_name": ""}
     given = {"truncate": False, "truncation_direction": "left", "prompt_name": "query", "other": 1}
     assert admission.text_options(given) == {"truncate": False, "direction": "left", "prompt_name": "query"}
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import msgspec
 import pytest
 from daemon_fakes import engine_reply
-from service_world import NUMBERS, World
+from service_world import World
 
 from gpu_server.errors import ModelFailed, RemoteError
 from gpu_server.wire import ItemError, Tensor, Tensors, message
@@ -85,11 +84,13 @@ def test_a_part_that_fails_leaves_the_rest_of_its_request(world: World) -> None:
     world.assert_nothing_is_kept()
 
 
-def test_after_a_change_of_the_model_nothing_runs_again_on_another_version(world: World) -> None:
+def test_after_a_change_nothing_runs_again_on_an_engine_of_another_generation(world: World) -> None:
     world.numbers(1, id=b"1")
     world.numbers(2, id=b"2")
     world.answer()
-    world.service.models["numbers"] = msgspec.structs.replace(NUMBERS, version="v2")
+    replaced = world.link
+    world.new_engine(generation=1)
+    world.link = replaced
     fail(world, ModelFailed("the model raised ValueError"))
     assert world.outcomes()[1:] == [(b"1", "engine_crashed"), (b"2", "engine_crashed")]
     world.assert_nothing_is_kept()

@@ -15,6 +15,7 @@ from supervisor_world import World, specs
 
 from gpu_server.daemon.control import Control
 from gpu_server.errors import EndpointError
+from gpu_server.logs import Formatter
 from gpu_server.wire import ReplyHeader, RequestHeader, decode_reply, document, encode_request
 
 HERE = (os.geteuid(),)
@@ -127,6 +128,18 @@ def test_load_and_unload_change_the_set(owner: Owner) -> None:
     owner.finish()
     owner.reply()
     assert [spec.name for spec in owner.world.supervisor.models] == ["n"]
+
+
+@pytest.mark.parametrize(("name", "shown"), [("", SOURCE), ("n", "n")])
+def test_the_log_says_what_load_was_asked_for_and_no_more(
+    owner: Owner, caplog: pytest.LogCaptureFixture, name: str, shown: str
+) -> None:
+    caplog.set_level("INFO", "gpu_server")
+    owner.say("load", model=name, params={"source": SOURCE, "dtype": "float16", "token": "hf_secret"})
+    assert owner.refusal()[0] == "invalid_request"
+    lines = [Formatter("daemon", as_json=False).format(record) for record in caplog.records]
+    assert lines[0].endswith(f" control verb=load model={shown} source={SOURCE} dtype=float16")
+    assert "hf_secret" not in "".join(lines)
 
 
 def test_drain_first_ends_the_old_engine_before(owner: Owner) -> None:

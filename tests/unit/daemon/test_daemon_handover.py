@@ -28,8 +28,9 @@ NEWER = changed(NUMBERS, version="v2")
 
 
 def take_over(world: World, *models: ModelInfo) -> FakeLink:
-    """A new engine with these models; returns the one that it replaces."""
+    """A new engine with these models, that a change put in its place; returns the one that it replaces."""
     old, world.link = world.link, FakeLink(*models)
+    world.link.generation = old.generation + 1
     world.link.tokenizers.update(dict.fromkeys(world.link.models, byte_tokenizer()))
     world.service.engine_ready(cast(EngineLink, world.link))
     world.service.dispatch()

@@ -10,7 +10,7 @@ import torch
 from service_world import World
 
 from gpu_server.engine.runner import Runner
-from gpu_server.errors import RemoteError
+from gpu_server.errors import ModelFailed, RemoteError
 from gpu_server.models.base import Model
 from gpu_server.wire.header import ErrorBody
 
@@ -73,7 +73,32 @@ class Bench:
         except RemoteError as error:
             self.world.answer(error=ErrorBody(error.code, error.message, False, {}))
             return
-        self.world.answer({e.item: e.message for e in errors}, {"y": outputs["output"]})
+        self.world.answer({e.item: e.message for e in errors}, outputs and {"y": outputs["output"]})
+
+
+class Refusing(Model):
+    """Says of the first number of a batch that it is wrong."""
+
+    def forward(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        raise ModelFailed(f"not {int(batch['x'][0])}")
+
+
+def test_in_a_batch_that_fails_in_every_item_each_request_hears_of_its_own_and_each_item_is_known() -> None:
+    world, runner = World(), Runner(Refusing(), torch.device("cpu"))
+    for _ in range(2):
+        world.numbers(0, id=b"busy")
+        world.numbers(1, 2, id=b"1")
+        world.numbers(3, id=b"2")
+        world.answer()
+        inputs = world.link.inputs[next(iter(world.link.batches.values())).id]
+        outputs, errors = runner.run(inputs)
+        world.answer({e.item: e.message for e in errors}, outputs)
+    for number in (1, 2, 3):
+        world.numbers(number, id=b"again")
+    said = [header.error.message if header.error else "" for _, header, _ in world.replies]
+    assert said[:6] == ["", "not 1", "not 3"] * 2
+    assert [text.partition(";")[0] for text in said[6:]] == ["not 1", "not 2", "not 3"]
+    world.assert_nothing_is_kept()
 
 
 @pytest.mark.slow

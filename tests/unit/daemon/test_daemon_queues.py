@@ -9,7 +9,7 @@ from gpu_server.daemon.queues import SWEEP_FROM, ModelWork, Queue
 
 
 def test_closed_requests_are_not_kept_until_the_head_is_asked_for() -> None:
-    queue = Queue(ModelWork(Policy(10, 10)), bulk=False, suspect=False)
+    queue = Queue(ModelWork(Policy(10, 10)), bulk=False, suspect=False, peer=b"p")
     kept = [make_request(1) for _ in range(10)]
     for number in range(5000):
         request = kept[number // 500] if number % 500 == 0 else make_request(1)

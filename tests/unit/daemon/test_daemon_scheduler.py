@@ -340,10 +340,38 @@ def test_each_model_has_a_pace_of_its_own(scheduler: Scheduler) -> None:
 
 def test_kinds_that_cannot_share_a_batch_are_bounded(scheduler: Scheduler) -> None:
     for number in range(MAX_GROUPS):
-        scheduler.submit(make_request(1, params={"p": number}))
-    with pytest.raises(Overloaded, match="different parameters"):
+        scheduler.submit(make_request(1, params={"p": number}, peer=b"%d" % number))
+    with pytest.raises(Overloaded, match=r"\(1024 different parameters or shapes\)"):
         scheduler.submit(make_request(1, params={"p": -1}))
     scheduler.submit(make_request(1, params={"p": 0}))
+
+
+def test_kinds_of_one_sender_leave_room_for_those_of_others(scheduler: Scheduler) -> None:
+    with pytest.raises(Overloaded, match="of which this sender holds 768"):
+        for number in range(MAX_GROUPS):
+            scheduler.submit(make_request(1, params={"p": number}))
+    scheduler.submit(make_request(1, params={"p": 0}))
+    scheduler.submit(make_request(1, params={"p": -1}, peer=b"other"))
+    run_all(scheduler)
+    scheduler.submit(make_request(1, params={"p": -1}))
+
+
+@pytest.mark.parametrize(("priority", "items"), [(0, 1750), (1, 1500), (2, 1000)])
+def test_one_sender_shuts_nobody_out(scheduler: Scheduler, priority: int, items: int) -> None:
+    with pytest.raises(Overloaded, match=rf"max_queue_items = 2000, of which this sender holds {items}"):
+        for _ in range(2000):
+            submit(scheduler, 1, priority=priority, deadline=90_000.0)
+    assert scheduler.items == items
+    submit(scheduler, *[1] * 200, peer=b"other", model="other")
+
+
+def test_its_bytes_leave_room_for_others_too() -> None:
+    scheduler = Scheduler(Clock(), max_items=2000, max_bytes=100)
+    scheduler.set_policy("m", Policy(10, 10))
+    with pytest.raises(Overloaded, match="max_queue_bytes = 100, of which this sender holds 75"):
+        for _ in range(100):
+            submit(scheduler, 1)
+    submit(scheduler, *[1] * 25, peer=b"other")
 
 
 def test_an_answered_request_holds_nothing(scheduler: Scheduler) -> None:
@@ -354,7 +382,7 @@ def test_an_answered_request_holds_nothing(scheduler: Scheduler) -> None:
 
 
 def test_groups_of_closed_requests_leave_room_for_others(scheduler: Scheduler) -> None:
-    closed = [submit(scheduler, 1, params={"n": number}) for number in range(MAX_GROUPS)]
+    closed = [submit(scheduler, 1, params={"n": number}, peer=b"%d" % number) for number in range(MAX_GROUPS)]
     for request in closed:
         scheduler.close(request)
     submit(scheduler, 1, params={"n": -1})

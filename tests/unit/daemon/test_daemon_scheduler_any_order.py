@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from gpu_server.daemon.filling import Policy
 from gpu_server.daemon.request import Batch, Request
 from gpu_server.daemon.scheduler import Scheduler
+from gpu_server.daemon.shared_limit import SHARES
 from gpu_server.errors import Overloaded
 
 POLICIES = {"sum": Policy(20, 8), "padded": Policy(20, 8, padded=True)}
@@ -24,6 +25,7 @@ arrivals = st.tuples(
     st.sampled_from(sorted(POLICIES)),
     st.integers(0, 2),
     st.sampled_from([0, 1]),
+    st.sampled_from([b"a", b"b"]),
 )
 events = st.tuples(st.sampled_from(["close", "idle", "ahead", "lose", "answer"]), st.integers(0, 99))
 
@@ -40,9 +42,11 @@ class World:
         self.ran: Counter[tuple[Request, int]] = Counter()
         self.cancelled: set[Request] = set()
 
-    def submit(self, costs: list[int], model: str, priority: int, param: int) -> None:
-        request = make_request(*costs, model=model, priority=priority, params={"p": param})
-        room = self.scheduler.items + request.items <= MAX_ITEMS
+    def submit(self, costs: list[int], model: str, priority: int, param: int, peer: bytes) -> None:
+        request = make_request(*costs, model=model, priority=priority, params={"p": param}, peer=peer)
+        left = MAX_ITEMS - self.scheduler.items - request.items
+        held = sum(r.waiting_items() for r in self.requests if not r.closed and r.peer == peer)
+        room = left >= 0 and held <= SHARES[priority] * left
         try:
             self.scheduler.submit(request)
         except Overloaded:
@@ -87,6 +91,13 @@ class World:
         assert scheduler.bytes == sum(r.size for r in waiting)
         assert scheduler.items == sum(r.waiting_items() for r in waiting)
         assert scheduler.queued_tokens() == sum(r.waiting_cost() for r in waiting)
+        items, size = Counter[bytes](), Counter[bytes]()
+        for request in waiting:
+            items[request.peer] += request.waiting_items()
+            size[request.peer] += request.size
+        assert Counter(scheduler._items.held) == +items
+        assert Counter(scheduler._bytes.held) == size
+        assert Counter(scheduler._groups.held) == Counter(queue.peer for queue in scheduler._queues.values())
         assert scheduler.backlog == pytest.approx(scheduler.queued_tokens() / 20, abs=1e-6)
 
 
@@ -129,3 +140,9 @@ def test_every_item_runs_once_or_its_request_is_closed(steps: list[tuple[object,
         assert request in world.cancelled or min(counts) == 1
     world.check_counters()
     assert world.scheduler.requests == 0
+    assert world.scheduler.next_batch(idle=True) is None
+    assert (world.scheduler._items.held, world.scheduler._bytes.held, world.scheduler._groups.held) == (
+        {},
+        {},
+        {},
+    )

@@ -116,6 +116,25 @@ def test_outputs_that_change_type_between_batches_fail(world: World) -> None:
     world.assert_nothing_is_kept()
 
 
+def test_an_answer_that_gathers_over_batches_is_bounded_and_one_batch_is_not(world: World) -> None:
+    rows = {"y": Tensor.zeros(("f32", (40,)), 8)}
+    world.numbers(*range(8), id=b"a")
+    world.answer(outputs=rows)
+    assert world.replies.pop()[2]["y"].data == rows["y"].data
+    world.numbers(*range(17), id=b"b")
+    world.answer(outputs=rows)
+    world.answer(outputs=rows)
+    ((_, header, outputs),) = world.replies
+    assert header.error
+    assert (header.error.code, header.error.details, outputs) == (
+        "too_large",
+        {"limit": "max_peer_bytes"},
+        {},
+    )
+    assert "max_peer_bytes = 1000;" in header.error.message
+    world.assert_nothing_is_kept()
+
+
 def test_a_cancelled_request_is_answered_and_never_runs(world: World) -> None:
     world.numbers(1, id=b"runs")
     world.numbers(2, id=b"waits")

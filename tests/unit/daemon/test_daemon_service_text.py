@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from typing import cast
 
 import pytest
@@ -11,7 +12,7 @@ from msgspec.structs import replace
 from service_world import NUMBERS, TEXT, World
 
 from gpu_server.daemon.engine_link import EngineLink
-from gpu_server.daemon.text import TextPool
+from gpu_server.daemon.text import THREADS, TextPool
 from gpu_server.daemon.text_ledger import MAX_TOKENIZING
 from gpu_server.errors import InternalError, InvalidRequest, RemoteError
 from gpu_server.testing import byte_tokenizer
@@ -44,6 +45,15 @@ def test_options_reach_the_tokenizer_and_not_the_model(world: World) -> None:
     ids = queued_ids(world)[0]
     assert (len(ids), ids[-2]) == (16, ord("z"))
     assert world.link.sent[-1].params == {}
+
+
+def test_a_text_is_cut_on_the_models_own_side(world: World) -> None:
+    assert TEXT.text is not None
+    world.link.models["text"] = replace(TEXT, text=replace(TEXT.text, truncation_direction="left"))
+    world.service.engine_ready(cast(EngineLink, world.link))
+    world.text("a" * 20 + "z")
+    world.pool.turn()
+    assert queued_ids(world)[0][-2] == ord("z")
 
 
 @pytest.mark.parametrize(("params", "wanted"), [({}, {"prompt_length": 3}), ({"prompt_name": "d"}, {})])
@@ -115,10 +125,13 @@ def test_a_deadline_that_passes_meanwhile_is_said_so(world: World) -> None:
 
 
 def test_texts_that_wait_are_bounded(world: World) -> None:
-    for number in range(MAX_TOKENIZING + 1):
+    """One sender gets three quarters of the room; the next one then finds some."""
+    alone = MAX_TOKENIZING * 3 // 4
+    for number in range(alone + 1):
         world.text("", id=b"%d" % number)
-    assert world.outcomes() == [(b"%d" % MAX_TOKENIZING, "overloaded")]
-    assert len(world.pool.waiting) == MAX_TOKENIZING
+    assert world.outcomes() == [(b"%d" % alone, "overloaded")]
+    world.text("", id=b"other", peer=b"other")
+    assert len(world.pool.waiting) == alone + 1
 
 
 def test_the_tokenizer_is_handed_out_as_it_is(world: World) -> None:
@@ -153,7 +166,7 @@ def test_text_nobody_waits_for_is_not_tokenised(world: World) -> None:
 
 def test_the_bytes_of_waiting_texts_are_bounded(world: World) -> None:
     for number in range(4):
-        world.text("x" * 90, id=b"%d" % number)
+        world.text("x" * 90, id=b"%d" % number, peer=b"%d" % number)
     assert world.outcomes() == [(b"2", "overloaded"), (b"3", "overloaded")]
 
 
@@ -222,6 +235,26 @@ class TestPool:
 
         monkeypatch.setattr(TextTokenizer, "encode", breaks)
         assert isinstance(self.run(pool, woken, ["a"]), InternalError)
+        pool.close()
+
+    def test_a_cancelled_text_is_let_go_of_before_its_turn(
+        self, pool: TextPool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        class Texts(dict[str, Tensor]):
+            """Can be referred to weakly, as a dict cannot."""
+
+        gate = threading.Event()
+        monkeypatch.setattr(TextTokenizer, "inputs", lambda *args, **options: gate.wait(10))
+        for _ in range(THREADS):
+            pool.submit("text", {"text": Tensor.from_strings(["long"])}, {}, lambda outcome: None)
+        texts = Texts(text=Tensor.from_strings(["a"]))
+        kept = weakref.ref(texts)
+        future = pool.submit("text", texts, {}, lambda outcome: None)
+        del texts
+        assert kept() is not None
+        assert future.cancel()
+        assert kept() is None
+        gate.set()
         pool.close()
 
     def test_tokenizers_of_models_that_are_gone_are_forgotten(self, pool: TextPool) -> None:

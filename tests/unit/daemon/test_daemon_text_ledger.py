@@ -28,16 +28,23 @@ def test_bytes_are_free_again_however_a_text_leaves() -> None:
     taken, stopped = header(1), header(2)
     ledger.add((b"peer", b"1"), taken, 5.0, 40, Future())
     ledger.add((b"peer", b"2"), stopped, 5.0, 60, Future())
-    with pytest.raises(Overloaded):
-        ledger.check_room(1)
+    with pytest.raises(Overloaded, match="max_request_bytes = 100"):
+        ledger.check_room(b"other", 1, 1)
     assert ledger.take((b"peer", b"1"), taken) == 5.0
-    ledger.check_room(40)
+    ledger.check_room(b"other", 40, 1)
     with pytest.raises(Overloaded):
-        ledger.check_room(41)
+        ledger.check_room(b"other", 41, 1)
     assert ledger.stop((b"peer", b"2")) is stopped
-    ledger.check_room(100)
+    ledger.check_room(b"peer", 100, 1)
     with pytest.raises(Overloaded):
-        ledger.check_room(101)
+        ledger.check_room(b"peer", 101, 1)
+
+
+def test_one_sender_leaves_room_for_the_next() -> None:
+    ledger = filled(*[5.0] * 7)
+    with pytest.raises(Overloaded, match="this sender holds 70"):
+        ledger.check_room(b"peer", 10, 1)
+    ledger.check_room(b"other", 10, 1)
 
 
 def test_each_is_due_at_its_deadline() -> None:

@@ -75,16 +75,33 @@ def test_what_is_wrong_is_refused_when_it_can_be_told(world: World) -> None:
     assert world.outcomes() == [(b"a", "model_not_found")]
 
 
-def test_there_is_a_bound(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_their_bytes_are_bounded(world: World) -> None:
     world.numbers(*range(12), id=b"a")
     world.numbers(1, id=b"b")
     assert (world.outcomes(), error_of(world).details) == ([(b"b", "overloaded")], {"retry_after_ms": 1000})
-    monkeypatch.setattr(waiting_room, "MAX_WAITING", 1)
-    world.ask(op="tokenizer", id=b"c")
-    assert world.outcomes()[1:] == [(b"c", "overloaded")]
     world.ask(op="cancel", id=b"d", target=b"a")
     world.numbers(*range(12), id=b"e")
-    assert world.outcomes()[2:] == [(b"a", "cancelled"), (b"d", [])]
+    assert world.outcomes()[1:] == [(b"a", "cancelled"), (b"d", [])]
+
+
+def test_their_number_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(waiting_room, "MAX_WAITING", 1)
+    world = World(ready=False, max_early_bytes=100)
+    world.ask(op="tokenizer", id=b"a")
+    world.ask(op="tokenizer", id=b"b")
+    assert world.outcomes() == [(b"b", "overloaded")]
+    world.service.peer_gone(b"p")
+    world.ask(op="tokenizer", id=b"c")
+    assert world.outcomes()[1:] == []
+
+
+def test_one_sender_leaves_room_for_the_next(world: World) -> None:
+    for number in range(10):
+        world.numbers(1, id=b"%d" % number, peer=b"hog")
+    assert world.outcomes() == [(b"9", "overloaded")]
+    assert "of which this sender holds 72" in error_of(world).message
+    world.numbers(1, id=b"a")
+    assert world.outcomes()[1:] == []
 
 
 def test_an_id_waits_once(world: World) -> None:

@@ -54,16 +54,37 @@ def test_a_flood_of_routes_is_refused_whole() -> None:
     number = 0
     while counts.add(b"1", report(number=number + 1, route=f"/{number}")):
         number += 1
-        assert number <= web_counts.MAX_SERIES
-    assert len(counts.requests) + len(counts.tokenize) == web_counts.MAX_SERIES
+        assert number <= web_counts.MAX_HISTOGRAMS
+    assert len(counts.requests) == len(counts.duration) == web_counts.MAX_HISTOGRAMS
     assert counts.add(b"1", report(number=number + 2, route="/0"))
+
+
+def test_a_flood_of_statuses_is_refused_whole() -> None:
+    counts = WebCounts()
+    about = RouteReport({str(status): 1 for status in range(100, 164)}, Buckets(ZEROS, 0.0))
+    number = 0
+    while counts.add(b"1", Report(worker="a" * 32, number=number + 1, routes={f"/{number}": about})):
+        number += 1
+    assert (len(counts.requests), len(counts.duration)) == (web_counts.MAX_SERIES, number)
+
+
+def test_a_flood_of_models_is_refused_and_the_daemons_own_are_timed() -> None:
+    counts = WebCounts()
+    times = Buckets(ZEROS, 0.0)
+    for number in range(1, 4):
+        models = {f"{number}/{n}": times for n in range(200)}
+        taken = counts.add(b"1", Report(worker="a" * 32, number=number, tokenize=models))
+        assert taken == (number == 1)
+    assert len(counts.tokenize) == 200 <= web_counts.MAX_HISTOGRAMS
+    counts.tokenized("served here").add(times.counts, 0.0)
+    assert counts.add(b"1", report(number=5))
 
 
 def test_routes_without_a_status_are_bounded_too() -> None:
     counts = WebCounts()
     times = Buckets(ZEROS, 0.0)
     for number in range(1, 4):
-        routes = {f"/{number}/{n}": RouteReport({}, times) for n in range(web_counts.MAX_SERIES)}
+        routes = {f"/{number}/{n}": RouteReport({}, times) for n in range(web_counts.MAX_HISTOGRAMS)}
         taken = counts.add(b"1", Report(worker="a" * 32, number=number, routes=routes))
         assert taken == (number == 1)
-    assert len(counts.duration) == web_counts.MAX_SERIES
+    assert len(counts.duration) == web_counts.MAX_HISTOGRAMS

@@ -23,6 +23,7 @@ from gpu_server.wire import (
     encode_reply,
     encode_request,
     error_reply,
+    refuse_cut,
 )
 
 
@@ -121,6 +122,16 @@ def test_items_are_limited_in_requests_and_not_in_replies() -> None:
         decode_request(request, Limits(max_items=2))
     assert (caught.value.code, caught.value.details) == ("too_large", {"limit": "max_items"})
     assert decode_reply(joined(encode_reply(ReplyHeader(v=1, id=b"i"), tensor)))[1]["x"].items == 3
+
+
+@pytest.mark.parametrize(("size", "read"), [(0, b"i"), (MAX_REQUEST_HEADER_BYTES, b"")])
+def test_the_id_of_a_message_that_was_cut_is_read_from_a_header_within_its_size(
+    size: int, read: bytes
+) -> None:
+    header = msgpack.packb({"v": 1, "id": b"i", "op": "infer", "more": b"." * size})
+    with pytest.raises(ProtocolError, match="max_request_bytes") as caught:
+        refuse_cut([b"", header, *[b""] * 40], Limits())
+    assert (caught.value.code, caught.value.request_id) == ("too_large", read)
 
 
 def test_document_is_text_or_bytes() -> None:
