@@ -70,7 +70,13 @@ def check_packages(source: str) -> None:
 
 def _check_class(source: str) -> None:
     module, _, name = source.partition(":")
-    spec = _find(module)
+    try:
+        spec = _find(module)
+    except ModelClassError:
+        if not module.endswith(".py"):
+            raise
+        meant = f"{module.removesuffix('.py')}:{name}"
+        raise ModelClassError(f"{source!r} names a file, not a module; did you mean {meant}?") from None
     if spec.origin is None or not spec.origin.endswith(".py"):
         return
     try:

@@ -6,15 +6,15 @@ import hashlib
 import importlib
 import inspect
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import torch
 
 from gpu_server import source
-from gpu_server.engine import verify
+from gpu_server.engine import blame, verify
 from gpu_server.engine.memory import Stages
 from gpu_server.engine.runner import Runner
 from gpu_server.errors import ConfigError, ModelClassError
@@ -28,6 +28,7 @@ from gpu_server.wire.monitoring import ModelMemory
 from gpu_server.wire.tensor import ITEMSIZE
 
 Progress = Callable[[str, float], None]
+T = TypeVar("T")
 
 # A CPU runs no faster in larger batches, which only keep others waiting for seconds.
 CPU_BATCH_TOKENS = 2048
@@ -56,7 +57,7 @@ def load(spec: ModelSpec, engine: EngineSpec, device: torch.device, progress: Pr
     progress(f"loading {spec.name}", 0.0)
     model = _make(spec, engine)
     stages = Stages(device)
-    model.load(device)
+    _call(spec, model, model.load, device)
     stages.loaded()
     info = _describe(model, spec, engine, device)
     model.max_batch_tokens, model.max_batch_items = info.max_batch_tokens, info.max_batch_items
@@ -66,13 +67,11 @@ def load(spec: ModelSpec, engine: EngineSpec, device: torch.device, progress: Pr
 
     seen: Tensors = {}
 
-    def run(inputs: Tensors) -> None:
-        answer = runner.run(inputs)
-        verify.check(spec.name, answer)
-        seen.update(answer[0])
+    def run(inputs: Mapping[str, Any]) -> None:
+        seen.update(verify.run(info, runner, inputs))
 
     model.progress = lambda done: progress(warming, 0.6 + 0.4 * done)  # type: ignore[method-assign]
-    model.warm_up(run)
+    _call(spec, model, model.warm_up, run)
     model.describe(info)
     info.output_tensors = tuple(InputInfo(name, t.dtype, t.shape[1:]) for name, t in seen.items())
     return LoadedModel(model, runner, info, stages.warmed_up(spec.name))
@@ -100,7 +99,18 @@ def _make(spec: ModelSpec, engine: EngineSpec) -> Model:
     for verb in ("load", "forward"):
         if not callable(getattr(made, verb, None)):
             raise ModelClassError(f"{spec.source}: class {name!r} has no method {verb}()")
-    return _complete(made())
+    return _complete(_call(spec, made, made))
+
+
+def _call(spec: ModelSpec, model: object, function: Callable[..., T], *arguments: object) -> T:
+    """What a function of the user's returns. Raises ModelClassError where it does not take these arguments."""
+    try:
+        return function(*arguments)
+    except TypeError as error:
+        if error.__traceback__ is None or error.__traceback__.tb_next is not None:
+            raise
+        kind = model if isinstance(model, type) else type(model)
+        raise ModelClassError(f"{spec.source}: {blame.describe(error, kind)}") from None
 
 
 def _complete(model: Any) -> Model:
@@ -123,8 +133,8 @@ def _describe(model: Model, spec: ModelSpec, engine: EngineSpec, device: torch.d
         version=version_of(spec),
         source=spec.source or source.DEFAULT_NAME,
         device=str(device),
-        inputs=tuple(_input(spec, name, declared) for name, declared in model.inputs.items()),
-        params=dict(model.params),
+        inputs=tuple(_input(spec, *declared) for declared in _mapping(spec, "inputs", model.inputs).items()),
+        params=_mapping(spec, "params", model.params),
         cost=model.cost,
         padded=model.padded,
         max_batch_tokens=spec.max_batch_tokens
@@ -133,11 +143,17 @@ def _describe(model: Model, spec: ModelSpec, engine: EngineSpec, device: torch.d
         or (CPU_BATCH_TOKENS if device.type == "cpu" else GPU_BATCH_TOKENS),
         max_batch_items=spec.max_batch_items or model.max_batch_items or engine.max_batch_items,
     )
-    model.describe(info)
+    _call(spec, model, model.describe, info)
     _check_types(info)
     _check_cost(info)
     _check_text(info, model)
     return info
+
+
+def _mapping(spec: ModelSpec, name: str, declared: Any) -> dict[str, Any]:
+    if not isinstance(declared, Mapping):
+        raise ConfigError(f"{spec.source}: {name} is {declared!r:.80}; it must be a dict by name")
+    return dict(declared)
 
 
 def _input(spec: ModelSpec, name: str, declared: Any) -> InputInfo:
@@ -148,7 +164,7 @@ def _input(spec: ModelSpec, name: str, declared: Any) -> InputInfo:
         raise ConfigError(
             f"{spec.source}: input {name!r} must be declared as (dtype, shape of an item)"
         ) from None
-    if dtype not in ITEMSIZE:
+    if not isinstance(dtype, str) or dtype not in ITEMSIZE:
         raise ConfigError(f"{spec.source}: input {name!r} has dtype {dtype!r}; known: {', '.join(ITEMSIZE)}")
     if any(d < 0 for d in shape[1:]) or (shape and shape[0] < -1):
         raise ConfigError(f"{spec.source}: input {name!r} has shape {shape}; only the first may be −1")
@@ -200,7 +216,8 @@ def version_of(spec: ModelSpec) -> str:
         seen += _stamps([Path(path)]) if path else []
     else:
         folder = text_source.find(spec.source, spec.revision)
-        snapshot = folder.parent.name == "snapshots"
+        # Of the hub's own snapshots only: what lies in a folder that was named may change, whatever it is called.
+        snapshot = kind != "folder" and folder.parent.name == "snapshots"
         seen += [folder.name] if snapshot else _stamps(sorted(p for p in folder.rglob("*") if p.is_file()))
     return hashlib.sha256("\0".join(seen).encode()).hexdigest()[:12]
 

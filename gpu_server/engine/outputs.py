@@ -14,6 +14,8 @@ from gpu_server.models.base import Ragged
 from gpu_server.models.landed import Landed
 from gpu_server.wire import ItemError, Tensor, Tensors
 from gpu_server.wire.convert import as_tensor
+from gpu_server.wire.limits import MAX_DIMENSIONS
+from gpu_server.wire.tensor import NUMPY_DTYPE
 
 Staged = dict[str, Any]
 
@@ -75,7 +77,10 @@ def _stage(name: str, value: Any) -> Any:
         raise ModelFailed(f"output {name!r} is a tuple, whose parts have no names: return a dict of outputs")
     if isinstance(value, Landed):
         return value, _dense(value.rows)
-    host = _to_host(value)
+    try:
+        host = _to_host(value)
+    except (TypeError, ValueError) as error:
+        raise ModelFailed(f"output {name!r} cannot be sent: {error}") from None
     return _to_wire(name, host) if isinstance(host, torch.Tensor) else host
 
 
@@ -91,7 +96,7 @@ def _to_host(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         return value.copy()
     if isinstance(value, Ragged):
-        return Ragged(_to_host(value.values), value.lengths)
+        return Ragged(_to_host(value.values), [int(length) for length in value.lengths])
     if isinstance(value, list | tuple):
         return [_to_host(v) for v in value]
     return value
@@ -131,13 +136,18 @@ def _dense(array: np.ndarray[Any, Any]) -> Tensor:
     """A tensor over the array's own memory: outputs are large, and the socket copies them once anyway."""
     if array.ndim == 0:
         raise TypeError("a scalar has no rows")
-    shell = Tensor.from_numpy(array[:0])
-    return Tensor(shell.dtype, array.shape, array.reshape(-1).view(np.uint8).data)
+    dtype = Tensor.from_numpy(array[:0]).dtype
+    wire = array.astype(NUMPY_DTYPE[dtype], copy=False)
+    return Tensor(dtype, array.shape, wire.reshape(-1).view(np.uint8).data)
 
 
 def _rows_of(value: Ragged) -> Tensor:
     flat = _dense(np.asarray(value.values))
-    offsets = [0, *accumulate(map(int, value.lengths))]
+    if len(flat.shape) >= MAX_DIMENSIONS:
+        raise TypeError(f"rows of {len(flat.shape)} dimensions; at most {MAX_DIMENSIONS - 1} can be sent")
+    if min(value.lengths, default=0) < 0:
+        raise TypeError("a length below 0")
+    offsets = [0, *accumulate(value.lengths)]
     if offsets[-1] != flat.items or 0 in flat.shape[1:]:
         raise TypeError(f"{flat.items} rows, of lengths that add up to {offsets[-1]}")
     return Tensor(flat.dtype, (len(value.lengths), -1, *flat.shape[1:]), flat.data, offsets)

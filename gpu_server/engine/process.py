@@ -12,12 +12,11 @@ import threading
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from gpu_server import logs, source
 from gpu_server.channel import Channel
-from gpu_server.engine import imports, parent, priority
+from gpu_server.engine import blame, imports, parent, priority
 from gpu_server.errors import (
     ConfigError,
     DeviceLost,
@@ -162,7 +161,7 @@ def _report(tell: Tell, error: Exception, serving: bool) -> int:
     if isinstance(error, GPUServerError):
         message = str(error).partition("\n")[0]
     else:
-        message = f"{type(error).__name__}: {error}".partition("\n")[0] + _where(error)
+        message = blame.describe(error)
         log.debug("engine failed", exc_info=error)
     code = error.exit_code if isinstance(error, ConfigError) else EngineStartFailed.exit_code
     fault = _fault(error)
@@ -182,13 +181,3 @@ def _fault(error: Exception) -> Literal["", "device", "memory"]:
     if isinstance(error, DeviceLost) or (devices is not None and devices.is_lost(error)):
         return "device"
     return ""
-
-
-def _where(error: Exception) -> str:
-    """File and line of the innermost frame, for errors out of a user's own code."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    if trace is None:
-        return ""
-    return f" ({Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno})"

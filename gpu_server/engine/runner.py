@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from gpu_server.engine import blame
 from gpu_server.engine import device as devices
 from gpu_server.engine import outputs as results
 from gpu_server.engine.isolation import Answer, Isolation
@@ -48,26 +49,38 @@ class Pending:
 
     def wait(self) -> Answer:
         """The outputs and the items that failed alone; raises RemoteError if all did, DeviceLost if the device is."""
-        if self._staged is not None:
-            try:
-                return self._runner.collect(self._staged, self._event, self._inputs)
-            except Exception as error:  # noqa: BLE001 - CUDA reports a kernel's failure at the next wait
-                self._error = self._runner.translate(error)
-            self._staged = None
-        assert self._error is not None
+        outcome = self._outcome()
+        if not isinstance(outcome, RemoteError) and not outcome[1]:
+            return outcome
         isolation = self._runner.isolation(self._params)
         try:
-            return isolation.answer(self._inputs, self._error)
+            if isinstance(outcome, RemoteError):
+                return isolation.answer(self._inputs, outcome)
+            return isolation.settle(self._inputs, outcome)
         finally:
             self.fitting = isolation.fitting
 
+    def _outcome(self) -> Answer | RemoteError:
+        staged, self._staged = self._staged, None
+        if staged is None:
+            assert self._error is not None
+            return self._error
+        try:
+            return self._runner.collect(staged, self._event, self._inputs)
+        except Exception as error:  # noqa: BLE001 - CUDA reports a kernel's failure at the next wait
+            return self._runner.translate(error)
+
 
 class Runner:
-    """One loaded model on one device."""
+    """One loaded model on one device.
+
+    raised: the last error that the model's own code raised, and where; for the operator, never for callers.
+    """
 
     def __init__(self, model: Model, device: torch.device) -> None:
         self.model = model
         self.device = device
+        self.raised = ""
 
     def enqueue(self, inputs: Tensors, params: dict[str, Any]) -> Pending:
         """Start a batch; on a GPU this returns before it has run."""
@@ -106,6 +119,7 @@ class Runner:
         if devices.is_out_of_memory(error):
             return OutOfMemory("the device has not enough memory for this input")
         log.debug("forward failed", exc_info=error)
+        self.raised = blame.describe(error, type(self.model))
         return ModelFailed(f"the model raised {type(error).__name__}")
 
     def isolation(self, params: dict[str, Any]) -> Isolation:

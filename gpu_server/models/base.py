@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from gpu_server.wire.convert import as_tensor
+from gpu_server.errors import ConfigError
 from gpu_server.wire.documents import ModelInfo
 from gpu_server.wire.tensor import Tensor
 
@@ -37,7 +37,8 @@ class Model:
       cost: what one item adds to a batch: an int, or the name of the ragged input whose length counts (as tokens do).
       params: what a request may set, name to default; `forward(batch, **params)` gets them, and a batch shares them.
       padded: True if `forward` pads, so that a batch costs items × longest and not the sum.
-      check_finite: True makes a row with NaN or infinity an error of its item, and leaves its rows zero or empty.
+      check_finite: True makes a row with NaN or infinity an error of its item, if it has them without the others of its
+        batch too, and leaves its rows zero or empty.
       max_batch_tokens, max_batch_items: most a batch may cost and hold; None means the server's setting. After `load`
         they hold what is in force.
     """
@@ -76,15 +77,22 @@ class Model:
     def example(self) -> Mapping[str, Any] | None:
         """One item to warm up with, by input name (an array without the item dimension, a list of ids, a str or bytes).
 
-        Its answer must be finite: a model that fails on its own example is not served.
+        It is checked as a request is, and its answer must be finite: a model that fails on its own example is not served.
         """
         return None
 
     def warm_up(self, run: Any) -> None:
-        """Run what should be warm before the server says ready; default: `run(inputs)` on the example, if there is one."""
+        """Run what should be warm before the server says ready; default: `run(inputs)` on the example, if there is one.
+
+        inputs: by name, each a list or array with one entry per item, or a `Tensor`. Raises ConfigError if the example is
+        no dict.
+        """
         example = self.example()
-        if example is not None:
-            run({name: as_tensor([value]) for name, value in example.items()})
+        if example is None:
+            return
+        if not isinstance(example, Mapping):
+            raise ConfigError(f"{type(self).__name__}.example() must return a dict of one item by input name")
+        run({name: [value] for name, value in example.items()})
 
     def describe(self, info: ModelInfo) -> None:
         """Add what a client should know to `info`, after `load`."""
@@ -95,6 +103,7 @@ class Model:
 
 
 def _to_device(tensor: Tensor, device: torch.device) -> Any:
+    import numpy as np
     import torch
 
     if tensor.dtype == "utf8":
@@ -102,7 +111,9 @@ def _to_device(tensor: Tensor, device: torch.device) -> Any:
     if tensor.dtype == "bytes":
         return tensor.raw_strings()
     if tensor.dtype == "bf16":
-        flat = torch.frombuffer(bytearray(tensor.data), dtype=torch.bfloat16).to(device)
+        # Numpy has no such type, and torch.frombuffer takes no empty buffer.
+        bits = np.frombuffer(tensor.data, np.int16).copy()
+        flat = torch.from_numpy(bits).view(torch.bfloat16).to(device)
         if tensor.offsets is None:
             return flat.view(tensor.shape)
         return list(torch.split(flat.view(-1, *tensor.shape[2:]), tensor.lengths()))

@@ -14,8 +14,8 @@ from gpu_server.wire.events import EngineSpec
 def main() -> int:
     """Answer each model with what it became; 1 and one line on stderr where one fails."""
     spec = msgspec.json.decode(sys.stdin.read(), type=EngineSpec)
+    from gpu_server.engine import blame, memory
     from gpu_server.engine import device as devices
-    from gpu_server.engine import memory
     from gpu_server.engine.loader import load
 
     loaded = []
@@ -31,21 +31,14 @@ def main() -> int:
                 "dtype": made.info.dtype,
                 "runs": made.info.runs,
             }
-            loaded.append(facts | {"example": model_has_example(made.model)})
+            # Without an example only the load is proven.
+            loaded.append(facts | {"example": bool(made.info.output_tensors)})
     except GPUServerError as error:
         return _fail(str(error))
     except Exception as error:  # noqa: BLE001 - the boundary to user code
-        return _fail(f"{type(error).__name__}: {error}")
+        return _fail(blame.describe(error))
     print(json.dumps({"device": devices.describe(device), "models": loaded}))  # noqa: T201
     return 0
-
-
-def model_has_example(model: object) -> bool:
-    """Whether warming up ran it: without an example only the load is proven."""
-    from gpu_server.models.base import Model
-
-    assert isinstance(model, Model)
-    return model.example() is not None or type(model).warm_up is not Model.warm_up
 
 
 def _fail(message: str) -> int:

@@ -17,7 +17,11 @@ pytestmark = pytest.mark.slow
     ("model", "code", "said"),
     [
         ("RaisesInLoad", 70, "OSError: weights.bin is truncated (served_models.py:"),
-        ("RaisesInWarmUp", 70, "the model raised KeyError"),
+        (
+            "RaisesInWarmUp",
+            70,
+            "model 'RaisesInWarmUp' fails on its own example: KeyError: 'no such layer' (served",
+        ),
         ("NOT_A_CLASS", 65, "served_models:NOT_A_CLASS: 'NOT_A_CLASS' is not a class of module"),
     ],
 )

@@ -82,6 +82,8 @@ def test_a_module_is_never_imported(folder: Path) -> None:
         ("shallow.deep:Class", "module 'shallow' is not a package"),
         ("package.nowhere:Class", r"module 'package.nowhere' was not found: package 'package' has none"),
         ("broken:Class", r"broken\.py:2: "),
+        ("shallow.py:Class", r"'shallow\.py:Class' names a file, not a module; did you mean shallow:Class\?"),
+        ("package.deep.py:Class", r"did you mean package\.deep:Class\?"),
         ("shallow:Class", "has no class 'Class'; it defines no class"),
         ("shallow:used", "has no class 'used'"),
     ],

@@ -111,7 +111,9 @@ def test_an_error_in_load_or_warm_up_is_passed_on(folder: Path) -> None:
     with pytest.raises(ZeroDivisionError):
         load(folder, BASE.replace("device): pass", "device): 1 / 0"))
     broken = BASE.replace('return batch["x"]', "1 / 0")
-    with pytest.raises(Exception, match="the model raised ZeroDivisionError"):
+    with pytest.raises(
+        ModelFailed, match=rf"^model 'served' .*: ZeroDivisionError: division by zero \({MODULE}\.py:4\)$"
+    ):
         load(folder, broken + "    def example(self): return {'x': [1.0]}\n")
 
 
@@ -139,6 +141,9 @@ def test_what_is_no_model(folder: Path, text: str, reason: str) -> None:
         ("inputs = {'x': 'f32'}", r"input 'x' must be declared as \(dtype, shape of an item\)"),
         ("inputs = {'x': ('f32', 3)}", "must be declared as"),
         ("inputs = {'x': ('f32', (None,))}", "must be declared as"),
+        ("inputs = {'x': ([], ())}", r"input 'x' has dtype \[\]; known: bool"),
+        ("inputs = 'x'", "inputs is 'x'; it must be a dict by name"),
+        ("params = ['p']", r"params is \['p'\]; it must be a dict by name"),
         ("cost = 0", "cost is 0; it must be at least 1"),
         ("cost = 'x'", "cost names 'x', which is not a declared input of any length"),
         ("inputs = {'x': ('f32', (3,))}; cost = 'x'", "not a declared input of any length"),
@@ -156,6 +161,56 @@ def test_wrong_declarations(folder: Path, declaration: str, reason: str) -> None
     with pytest.raises(ConfigError, match=reason) as error:
         load(folder, f"{BASE}    {declaration}\n")
     assert f"{MODULE}:Model" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("declaration", "reason"),
+    [
+        ("def __init__(self, size): ...", r"__init__\(\) missing 1 required positional argument: 'size'"),
+        ("def load(self): ...", r"load\(\) takes 1 positional argument but 2 were given"),
+        ("def warm_up(self): ...", r"warm_up\(\) takes 1 positional argument but 2 were given"),
+        ("def describe(self): ...", r"describe\(\) takes 1 positional argument but 2 were given"),
+    ],
+)
+def test_a_method_that_cannot_be_called_is_told_with_its_class(
+    folder: Path, declaration: str, reason: str
+) -> None:
+    with pytest.raises(ModelClassError, match=rf"^{MODULE}:Model: TypeError: .*{reason} \({MODULE}\.py:2\)$"):
+        load(folder, f"{BASE}    {declaration}\n")
+
+
+def test_a_type_error_of_its_own_is_its_own(folder: Path) -> None:
+    with pytest.raises(TypeError, match="object is not callable"):
+        load(folder, BASE.replace("device): pass", "device): device()"))
+
+
+def test_a_forward_that_takes_no_batch_is_told_with_its_class(folder: Path) -> None:
+    text = BASE.replace("self, batch", "self") + "    def example(self): return {'x': [1.0]}\n"
+    with pytest.raises(ModelFailed, match=rf"forward\(\) takes 1 .* \({MODULE}\.py:2\)$"):
+        load(folder, text)
+
+
+@pytest.mark.parametrize(
+    ("example", "reason"),
+    [
+        ("{'x': 5}", r"its example is no valid request: input 'x' must be f32 \[items, 3\]; got f32 \[1\]"),
+        ("{'y': [1, 2, 3]}", "its example is no valid request: model 'served' needs the input 'x'"),
+        ("{'x': 'abc'}", "its example is no valid request: input 'x': strings cannot be sent as f32"),
+        ("[1, 2, 3]", r"Model\.example\(\) must return a dict of one item by input name"),
+    ],
+)
+def test_an_example_must_be_what_is_declared(folder: Path, example: str, reason: str) -> None:
+    text = f"{BASE}    inputs = {{'x': ('f32', (3,))}}\n    def example(self): return "
+    assert load(folder, text + "{'x': [1, 2, 3]}\n").info.output_tensors == (
+        InputInfo("output", "f32", (3,)),
+    )
+    with pytest.raises(ConfigError, match=reason):
+        load(folder, f"{text}{example}\n")
+
+
+def test_it_is_warmed_up_with_rows_of_any_length_as_requests_have_them(folder: Path) -> None:
+    text = BASE + "    inputs = {'x': ('i32', (-1,))}\n    def example(self): return {'x': [1, 2]}\n"
+    assert load(folder, text).info.output_tensors == (InputInfo("output", "i32", (-1,)),)
 
 
 TEXT = """
@@ -196,3 +251,16 @@ def test_a_hub_models_version_is_that_of_its_commit(tmp_path: Path, monkeypatch:
         monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, made=folder, **__: str(made))
         versions.append(loader.version_of(ModelSpec(name="m", source="org/model")))
     assert versions[0] == versions[2] != versions[1]
+
+
+@pytest.mark.parametrize("parent", ["snapshots", "models"])
+def test_a_named_folders_version_is_that_of_its_files_whatever_it_is_called(
+    tmp_path: Path, parent: str
+) -> None:
+    weights = tmp_path / parent / "latest" / "model.safetensors"
+    weights.parent.mkdir(parents=True)
+    versions: list[str] = []
+    for data in (b"a", b"bb"):
+        weights.write_bytes(data)
+        versions.append(loader.version_of(ModelSpec(name="m", source=str(weights.parent))))
+    assert versions[0] != versions[1]

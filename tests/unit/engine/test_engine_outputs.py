@@ -11,7 +11,7 @@ import torch
 from gpu_server.engine import outputs
 from gpu_server.errors import ModelFailed
 from gpu_server.models.base import Ragged
-from gpu_server.wire import Tensor
+from gpu_server.wire import VERSION, ReplyHeader, Tensor, decode_reply, encode_reply
 
 
 def finish(value: Any, items: int, check_finite: bool = False) -> tuple[Tensor, list[int]]:
@@ -203,6 +203,41 @@ def test_rows_that_are_not_finite_fail_their_item() -> None:
 def test_lengths_must_add_up(lengths: list[int]) -> None:
     with pytest.raises(ModelFailed, match="add up"):
         finish(Ragged(torch.ones(3), lengths), len(lengths))
+
+
+@pytest.mark.parametrize("kind", [list, np.array, torch.tensor])
+def test_lengths_are_the_models_own_to_change(kind: Any) -> None:
+    lengths = kind([1, 2])
+    staged = outputs.stage({"y": Ragged(torch.arange(3.0), lengths)})
+    lengths[0], lengths[1] = 2, 1
+    assert outputs.finish(staged, 2, False)[0]["y"].lengths() == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (Ragged(np.zeros(5), [-1, 3, 3]), "a length below 0"),
+        (Ragged(np.zeros((3, 1, 1, 1, 1, 1, 1, 1)), [1, 1, 1]), "rows of 8 dimensions; at most 7"),
+        (Ragged(np.zeros(3), None), "'y' cannot be sent"),  # type: ignore[arg-type]
+    ],
+)
+def test_rows_that_no_reply_can_carry_are_named(value: Ragged, reason: str) -> None:
+    with pytest.raises(ModelFailed, match=reason):
+        finish(value, 3)
+
+
+def test_rows_of_the_most_dimensions_can_be_read_again() -> None:
+    tensor, _ = finish(Ragged(np.zeros((3, 1, 1, 1, 1, 1, 1)), [1, 0, 2]), 3)
+    frames = encode_reply(ReplyHeader(v=VERSION, id=b"1"), {"y": tensor})
+    assert decode_reply([bytes(frame) for frame in frames])[1]["y"].shape == (3, -1, *[1] * 6)
+
+
+def test_numbers_of_the_other_byte_order() -> None:
+    rows = np.array([1, 2, 3], ">f4")
+    ragged, _ = finish(Ragged(rows, [2, 1]), 2)
+    assert [row.tolist() for row in ragged.rows()] == [[1, 2], [3]]
+    scalars, _ = finish([rows[0, ...], rows[1, ...]], 2)
+    assert scalars.to_numpy().tolist() == [1, 2]
 
 
 def test_a_list_of_scalars_is_one_number_an_item() -> None:

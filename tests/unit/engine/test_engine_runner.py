@@ -12,7 +12,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpu_server.engine.runner import Answer, Runner
+from gpu_server.engine.isolation import Answer
+from gpu_server.engine.runner import Runner
 from gpu_server.errors import DeviceLost, InvalidRequest, ModelFailed, OutOfMemory, RemoteError
 from gpu_server.models.base import Model
 from gpu_server.wire import Tensor, Tensors
@@ -100,9 +101,11 @@ def test_no_good_answer_is_ever_wrong_and_no_bad_item_gets_one(count: int, bad: 
 
 
 def test_a_model_that_fails_on_everything_is_not_run_forever() -> None:
-    model = Doubler(poisoned(set(range(1024))))
-    with pytest.raises(ModelFailed, match="the model raised ValueError"):
-        Runner(model, CPU).run(numbers(1024))
+    (outputs, errors), model = run(poisoned(set(range(1024))), 1024)
+    assert (outputs, len(errors)) == ({}, 1024)
+    assert {(e.code, e.message) for e in errors} == {
+        (code, "the model raised ValueError") for code in ("model_failed", "cancelled")
+    }
     assert len(model.runs) <= 50
 
 
@@ -159,13 +162,13 @@ def test_a_lost_device_is_not_retried(kind: Callable[[], Exception]) -> None:
 @pytest.mark.parametrize("wrong", [lambda x: x[:-1], lambda x: torch.cat([x, x]), lambda x: x[:0]])
 def test_a_wrong_number_of_rows_is_the_models_failure(wrong: Forward) -> None:
     with pytest.raises(ModelFailed, match=r"output 'output' has \d rows for \d items"):
-        run(wrong, 4)
+        run(wrong, 1)
 
 
 @pytest.mark.parametrize("output", [None, 3, "text", object(), torch.tensor(1.0), {}, {"a": {1: 2}}])
 def test_what_cannot_be_sent_is_the_models_failure(output: object) -> None:
     with pytest.raises(ModelFailed):
-        run(lambda x: output, 2)
+        run(lambda x: output, 1)
 
 
 def test_rows_that_are_not_finite_fail_alone_when_asked_for() -> None:
@@ -173,15 +176,42 @@ def test_rows_that_are_not_finite_fail_alone_when_asked_for() -> None:
         check_finite: ClassVar[bool] = True  # type: ignore[misc]
 
     def forward(x: torch.Tensor) -> torch.Tensor:
-        y = torch.stack([x, x], dim=1)
-        y[1, 0], y[3, 1] = float("nan"), float("inf")
-        return y
+        return torch.stack([torch.where(x == 1, torch.nan, x), torch.where(x == 3, torch.inf, x)], dim=1)
 
     outputs, errors = Runner(Checked(forward), CPU).run(numbers(5))
     assert [(e.item, e.code) for e in errors] == [(1, "model_failed"), (3, "model_failed")]
     assert outputs["output"].shape == (5, 2)
     unchecked, none = Runner(Doubler(forward), CPU).run(numbers(5))
     assert (unchecked["output"].shape, none) == ((5, 2), [])
+
+
+class Contagious(Doubler):
+    """Answers from one buffer; a NaN makes every row of its batch one."""
+
+    check_finite: ClassVar[bool] = True  # type: ignore[misc]
+
+    def __init__(self) -> None:
+        buffer = torch.zeros(8)
+        super().__init__(lambda x: torch.add(x, 0 * x.sum(), out=buffer[: len(x)]))
+
+
+def test_neighbours_of_a_poisoned_item_are_answered_while_the_next_batch_is_on_its_way() -> None:
+    model = Contagious()
+    runner = Runner(model, CPU)
+    batches = [np.array(values, np.float32) for values in ([1, 2, np.inf, 4, 5], [6, 7, 8])]
+    first, second = (runner.enqueue({"x": Tensor.from_numpy(values)}, {}) for values in batches)
+    outputs, errors = first.wait()
+    assert [(e.item, e.message) for e in errors] == [(2, "output 'output' holds NaN or infinity")]
+    assert outputs["output"].to_numpy().tolist() == [1, 2, 0, 4, 5]
+    assert model.runs == [5, 3, 2, 3, 1, 2]
+    assert (second.wait()[0]["output"].to_numpy().tolist(), second.fitting) == ([6, 7, 8], 0)
+    assert len(model.runs) == 6
+
+
+def test_an_item_that_is_not_finite_alone_is_run_once() -> None:
+    model = Contagious()
+    _, errors = Runner(model, CPU).run({"x": Tensor.from_numpy(np.array([np.nan], np.float32))})
+    assert ([e.code for e in errors], model.runs) == (["model_failed"], [1])
 
 
 def test_an_item_error_of_a_half_keeps_its_number() -> None:

@@ -101,9 +101,9 @@ def test_items_that_fail_alone_are_named(exchange: Exchange) -> None:
 
 def test_a_batch_of_which_nothing_fits_still_says_what_a_batch_may_cost(exchange: Exchange) -> None:
     ((header, outputs),) = exchange(np.full(8, TOO_LARGE))
-    assert isinstance(header.error, ErrorBody)
     assert isinstance(header.timing, Timing)
-    assert (header.error.code, outputs, header.timing.batch_tokens) == ("out_of_memory", {}, 1)
+    assert (len(header.item_errors), outputs, header.timing.batch_tokens) == (8, {}, 1)
+    assert header.item_errors[0].code == "out_of_memory"
     assert header.timing.compute_us > 0
 
 
