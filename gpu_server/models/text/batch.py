@@ -77,6 +77,14 @@ def token_positions(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.arange(int(lengths.sum())) - np.repeat(starts, lengths)
 
 
+def has_padding(ids: NDArray[np.int32], first_position: int) -> bool:
+    """Whether there is a padding token among ids whose positions count from `first_position`.
+
+    Models that count from there, which is one past that token's id, give it no position of its own.
+    """
+    return first_position > 0 and bool((ids == first_position - 1).any())
+
+
 def pack(
     ids: NDArray[np.int32],
     lengths: NDArray[np.int64],
@@ -86,7 +94,10 @@ def pack(
 ) -> Batch:
     """Move sequences to `device` in one copy; positions count from `first_position` in each of them."""
     tokens = len(ids)
-    columns = [ids, token_positions(lengths) + first_position, *([] if types is None else [types])]
+    positions = token_positions(lengths) + first_position
+    if has_padding(ids, first_position):
+        positions = _past_padding(positions, ids, lengths, first_position - 1)
+    columns = [ids, positions, *([] if types is None else [types])]
     wide = tokens * len(columns)
     host = torch.empty(wide + len(lengths) + 1, dtype=torch.int32, pin_memory=device.type == "cuda")
     view = host.numpy()
@@ -98,3 +109,13 @@ def pack(
     rows = moved[:wide].long().view(-1, tokens)
     layout = Layout(moved[wide:], lengths)
     return Batch(rows[0], rows[1], layout, None if types is None else rows[2])
+
+
+def _past_padding(
+    positions: NDArray[np.int64], ids: NDArray[np.int32], lengths: NDArray[np.int64], pad_id: int
+) -> NDArray[np.int64]:
+    """Positions as RoBERTa and its kin count them: padding among the tokens is at `pad_id`, and not counted."""
+    padding = ids == pad_id
+    skipped = np.cumsum(padding)
+    before = np.repeat(np.concatenate(([0], skipped))[np.cumsum(lengths) - lengths], lengths)
+    return np.where(padding, pad_id, positions - skipped + before)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from gpu_server.errors import ConfigError, ModelFolderMissing
-from gpu_server.models.text import modules
-from gpu_server.models.text.modules import Modules, read_json
+from gpu_server.errors import ConfigError
+from gpu_server.models.text import modules, tokenizer_json, transformer_settings
+from gpu_server.models.text.modules import Modules, mapping, read_json, whole
+from gpu_server.models.text.transformer_settings import TransformerSettings
+from gpu_server.tokenizing import Direction
 from gpu_server.wire.documents import Activation
 
 Task = Literal["embedding", "multi_vector", "sparse", "scores", "token_classifier"]
@@ -18,6 +19,8 @@ POOLINGS = ("cls", "mean", "lasttoken", "max", "mean_sqrt_len_tokens", "weighted
 SPLADE = "splade"
 
 _FALLBACK_LENGTH = 512
+# sentence-transformers gives every model that embeds these, empty where its files do not fill them.
+_EMPTY_PROMPTS = ("query", "document")
 _OLD_POOLING_KEYS = {
     "pooling_mode_cls_token": "cls",
     "pooling_mode_max_tokens": "max",
@@ -41,10 +44,14 @@ _SAVED_TASKS: dict[Task, str] = {
 
 @dataclass(frozen=True)
 class Splade:
-    """How token logits become a sparse vector; `total` adds up the tokens where others take the largest."""
+    """How token logits become a sparse vector; `total` adds up the tokens where others take the largest.
+
+    kept: how many of its weights at most, the largest; 0 means all.
+    """
 
     total: bool = False
     activation: SparseActivation = "relu"
+    kept: int = 0
 
 
 @dataclass(frozen=True)
@@ -53,9 +60,11 @@ class Checkpoint:
 
     folder: holds config.json, the weights and tokenizer.json. stored_dtype: as config.json has it, or "".
     pooling: one of POOLINGS, or several joined by "+". pools_prompt: whether a prompt's tokens take part in it.
-    dense: folders of the Dense modules. activation: of scores, as sentence-transformers saved it, or "".
+    dense: folders of the Dense modules. dimensions: of an embedding, how many are kept unless a request says otherwise,
+    0 for all. activation: of scores, as sentence-transformers saved it, or "".
     max_length: longest item in tokens, special tokens included. positions: as config.json counts them, 0 if it does
     not; a family may reserve some of them. prompts: text by name; default_prompt: one of these names, or "".
+    truncation_direction: the side on which over-long texts are cut.
     """
 
     folder: Path
@@ -65,12 +74,14 @@ class Checkpoint:
     pools_prompt: bool
     normalize: bool
     dense: tuple[Path, ...]
+    dimensions: int
     splade: Splade
     activation: Activation
     max_length: int
     positions: int
     prompts: dict[str, str]
     default_prompt: str
+    truncation_direction: Direction
     tokenizer_json: bytes = field(repr=False)
 
 
@@ -102,12 +113,14 @@ def read(folder: Path, pooling: str = "") -> Checkpoint:
     listed = modules.read(folder)
     inner = listed.transformer
     config = read_json(inner / "config.json", required=True)
-    settings = read_json(inner / "sentence_bert_config.json")
-    saved = read_json(folder / "config_sentence_transformers.json")
+    settings = transformer_settings.read(inner)
+    saved_path = folder / "config_sentence_transformers.json"
+    saved = read_json(saved_path)
     task = task_of(folder, pooling)
-    _check_task(inner, settings, task)
-    positions = int(config.get("max_position_embeddings") or config.get("n_positions") or 0)
-    default_prompt = saved.get("default_prompt_name") or ""
+    _check_task(settings, task)
+    positions = _positions(inner / "config.json", config)
+    tokenizer = tokenizer_json.read(inner, str(config.get("model_type") or ""), settings)
+    prompts, default_prompt = _prompts(saved_path, saved)
     if default_prompt and task in ("scores", "token_classifier"):
         raise ConfigError(f"{folder}: a default prompt is supported for embeddings only")
     return Checkpoint(
@@ -118,13 +131,15 @@ def read(folder: Path, pooling: str = "") -> Checkpoint:
         pools_prompt=_pools_prompt(listed),
         normalize=listed.normalize,
         dense=listed.dense,
-        splade=_splade(listed),
+        dimensions=_count(saved_path, saved, "truncate_dim"),
+        splade=_splade(listed, kept=_count(saved_path, saved, "max_active_dims")),
         activation=_activation(inner, config, saved),
         max_length=_max_length(inner, settings, positions),
-        positions=max(positions, 0),
-        prompts=dict(saved.get("prompts") or {}),
+        positions=positions,
+        prompts=prompts,
         default_prompt=default_prompt,
-        tokenizer_json=_tokenizer(inner, lowercase=bool(settings.get("do_lower_case"))),
+        truncation_direction=tokenizer.direction,
+        tokenizer_json=tokenizer.data,
     )
 
 
@@ -159,15 +174,29 @@ def _default_pooling(config: dict[str, Any]) -> str:
     return "lasttoken" if causal else "mean"
 
 
-def _splade(listed: Modules) -> Splade:
+def _splade(listed: Modules, kept: int) -> Splade:
     if listed.splade is None:
-        return Splade()
+        return Splade(kept=kept)
     path = listed.splade / "config.json"
     config = read_json(path, required=True)
     strategy, activation = config.get("pooling_strategy", "max"), config.get("activation_function", "relu")
     if strategy not in ("max", "sum") or activation not in get_args(SparseActivation):
         raise ConfigError(f"{path}: pooling {strategy} of {activation} is not supported")
-    return Splade(strategy == "sum", activation)
+    return Splade(strategy == "sum", activation, kept)
+
+
+def _prompts(path: Path, saved: dict[str, Any]) -> tuple[dict[str, str], str]:
+    """The prompts, and the name of the default one. To sentence-transformers null is an empty prompt."""
+    prompts = {name: "" if text is None else text for name, text in mapping(path, saved, "prompts").items()}
+    for name, text in prompts.items():
+        if not isinstance(text, str):
+            raise ConfigError(f"{path}: prompt {name} must be a string, not {text!r}")
+    default = str(saved.get("default_prompt_name") or "")
+    if default in _EMPTY_PROMPTS and default not in prompts:
+        return prompts, ""
+    if default and default not in prompts:
+        raise ConfigError(f"{path}: the default prompt {default} is not one of the prompts")
+    return prompts, default
 
 
 def _activation(folder: Path, config: dict[str, Any], saved: dict[str, Any]) -> Activation:
@@ -190,31 +219,25 @@ def _activation(folder: Path, config: dict[str, Any], saved: dict[str, Any]) -> 
     return found
 
 
-def _max_length(folder: Path, settings: dict[str, Any], positions: int) -> int:
+def _count(path: Path, saved: dict[str, Any], key: str) -> int:
+    count = whole(path, saved, key)
+    if count < 1 and saved.get(key) is not None:
+        raise ConfigError(f"{path}: {key} must be 1 or more, not {count}")
+    return count
+
+
+def _positions(path: Path, config: dict[str, Any]) -> int:
+    return max(whole(path, config, "max_position_embeddings") or whole(path, config, "n_positions"), 0)
+
+
+def _max_length(folder: Path, settings: TransformerSettings, positions: int) -> int:
     """The saved max_seq_length, else the tokenizer's, never more than there are positions."""
-    length = settings.get("max_seq_length")
-    length = length or read_json(folder / "tokenizer_config.json").get("model_max_length")
+    path = folder / "tokenizer_config.json"
+    length = settings.max_length or whole(path, read_json(path), "model_max_length")
     # Tokenizers without a limit are saved with int(1e30).
-    limits = [int(n) for n in (length, positions) if n and 0 < n < 1 << 31]
-    return min(limits, default=_FALLBACK_LENGTH)
+    return min((n for n in (length, positions) if 0 < n < 1 << 31), default=_FALLBACK_LENGTH)
 
 
-def _check_task(folder: Path, settings: dict[str, Any], task: Task) -> None:
-    saved = settings.get("transformer_task", _SAVED_TASKS[task])
-    if saved != _SAVED_TASKS[task]:
-        raise ConfigError(
-            f"{folder / 'sentence_bert_config.json'}: transformer_task {saved} is not supported here"
-        )
-
-
-def _tokenizer(folder: Path, lowercase: bool) -> bytes:
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        raise ModelFolderMissing(f"{path} is missing: a text model needs a fast tokenizer's tokenizer.json")
-    data = path.read_bytes()
-    if not lowercase:
-        return data
-    spec = json.loads(data)
-    steps = [{"type": "Lowercase"}, *([spec["normalizer"]] if spec.get("normalizer") else [])]
-    spec["normalizer"] = {"type": "Sequence", "normalizers": steps}
-    return json.dumps(spec, ensure_ascii=False).encode()
+def _check_task(settings: TransformerSettings, task: Task) -> None:
+    if settings.task not in ("", _SAVED_TASKS[task]):
+        raise ConfigError(f"{settings.path}: transformer_task {settings.task} is not supported here")

@@ -36,20 +36,23 @@ class EmbeddingModel(TextModel):
         batch: TextBatch,
         *,
         normalize: bool | None = None,
-        dimensions: int = 0,
+        dimensions: int | None = None,
         output: str = EMBEDDING,
         prompt_length: int = 0,
     ) -> Named:
         """`{"embedding": float32 [items, dimensions]}`, or what `output` names.
 
         normalize: to unit length or not; None means as the model's files say. dimensions: keep that many, before
-        normalising; 0 means all. output: one of `kinds_of_output`; "token_embeddings" are the hidden states of every token,
-        float32 `[tokens, hidden_size]` an item. prompt_length: leave that many tokens of each item out of the pooling; a
-        parameter of models that pool without their prompts. Raises InvalidRequest if the model has not what is asked for.
+        normalising; 0 means all, None as the model's files say. output: one of `kinds_of_output`; "token_embeddings" are the
+        hidden states of every token, float32 `[tokens, hidden_size]` an item. prompt_length: leave that many tokens of each
+        item out of the pooling; a parameter of models that pool without their prompts. Raises InvalidRequest if the model
+        has not what is asked for.
         """
         if output not in self.kinds_of_output:
             known = ", ".join(self.kinds_of_output)
             raise InvalidRequest(f"output must be one of {known}", {"field": "output"})
+        if dimensions is None:
+            dimensions = self.params["dimensions"]
         _check_params(normalize, dimensions, self._dimensions)
         _check_prompt_length(prompt_length)
         ran = self._forward(batch.packed)
@@ -97,6 +100,7 @@ class EmbeddingModel(TextModel):
                 )
             size = layer.out_features
         self._dimensions = size
+        self.params = {**self.params, "dimensions": min(self._facts.dimensions, size)}
 
     def _head(self, hidden: torch.Tensor, offsets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Vectors as they are, and of unit length; both float32 `[items, dimensions]`."""

@@ -30,7 +30,8 @@ class Encoder:
     """A loaded model on one device. `runs` says how batches go through it; `selfcheck.choose` sets it.
 
     hidden_size: length of one hidden state. vocab_size: rows of its embedding table. token_types: how many it tells
-    apart. first_position: what positions count from. pooler: the model's own, taken out of its forward, if it had one.
+    apart. first_position: what positions count from. steady_length: tokens up to which a text's vector cannot depend on
+    the length of others in its batch; 0 for any. pooler: the model's own, taken out of its forward, if it had one.
     """
 
     def __init__(self, model: Any, device: torch.device) -> None:
@@ -45,6 +46,7 @@ class Encoder:
         self.token_types = int(getattr(model.config.get_text_config(), "type_vocab_size", 0) or 0)
         self.pad_id = int(model.config.get_text_config().pad_token_id or 0)
         self.first_position = _first_position(model)
+        self.steady_length = _steady_length(model.config.get_text_config())
         self._stock_attention: str = model.config._attn_implementation
         self.runs: Runs = "padded"
 
@@ -156,6 +158,16 @@ def _first_position(model: Any) -> int:
         if hasattr(module, "create_position_ids_from_inputs_embeds"):
             return int(module.padding_idx) + 1
     return 0
+
+
+def _steady_length(config: Any) -> int:
+    """Rotary positions of type longrope turn otherwise in all of a batch once one text is longer than this."""
+    saved = getattr(config, "rope_parameters", None) or {}
+    kinds = [saved, *(kind for kind in saved.values() if isinstance(kind, dict))]
+    lengths = [
+        kind["original_max_position_embeddings"] for kind in kinds if kind.get("rope_type") == "longrope"
+    ]
+    return min(map(int, lengths), default=0)
 
 
 def _first_line(error: Exception) -> str:

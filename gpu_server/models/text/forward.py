@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from gpu_server.errors import DeviceLost, EngineStartFailed, OutOfMemory
 from gpu_server.models.text import selfcheck
 from gpu_server.models.text.attention import CannotPack
-from gpu_server.models.text.batch import Batch
+from gpu_server.models.text.batch import Batch, has_padding
 from gpu_server.models.text.compiling import CompiledLayers, end_workers
 from gpu_server.models.text.encoder import Encoder
 from gpu_server.models.text.fused import FusedBert, suits
@@ -58,7 +58,7 @@ class Forward:
         self, ids: NDArray[np.int32], lengths: NDArray[np.int64], types: NDArray[np.int32] | None = None
     ) -> Batch | Staged:
         """Move sequences, laid end to end, to where they will run."""
-        if self._graphs is not None and self._graphs.fits(len(ids), len(lengths)):
+        if self._graphs is not None and self._graphs.fits(len(ids), len(lengths)) and self._counts_all(ids):
             return self._graphs.stage(ids, lengths, types)
         return self.encoder.pack(ids, lengths, types)
 
@@ -117,6 +117,10 @@ class Forward:
             if not selfcheck.outputs_agree(got.pooled, same, self.encoder.dtype):
                 raise EngineStartFailed(f"the {runs} give other numbers; start with --no-graphs")
         self._graphs, self.runs = graphs, runs
+
+    def _counts_all(self, ids: NDArray[np.int32]) -> bool:
+        """Whether every token's position is that of its place, which is all that graphs know of."""
+        return not has_padding(ids, self.encoder.first_position)
 
     def _record(self, graphs: Graphs, progress: Progress) -> Captured:
         begun = _COMPILING if self._layers else 0.0

@@ -172,6 +172,7 @@ class TextModel(Model):
             vocab_size=self._encoder.vocab_size,
             prompts=facts.prompts,
             default_prompt=facts.default_prompt,
+            truncation_direction=facts.truncation_direction,
         )
 
     def _load_encoder(self, device: torch.device) -> Encoder:
@@ -196,7 +197,13 @@ class TextModel(Model):
         if facts.positions and self._wanted_length > positions:
             raise ConfigError(f"max_length {self._wanted_length} exceeds the model's {positions} positions")
         length = self._wanted_length or facts.max_length
-        return min(length, positions) if facts.positions else length
+        length = min(length, positions) if facts.positions else length
+        whole = self._encoder.steady_length
+        if whole and length > whole:
+            raise ConfigError(
+                f"{facts.folder}: longrope turns all texts of a batch by its longest: set max_length to {whole} or less"
+            )
+        return length
 
     def _check_lengths(self, lengths: NDArray[np.int64]) -> None:
         # Taken without its sign, what is less than 0 is the largest: one comparison for both limits.

@@ -33,7 +33,7 @@ def read(folder: Path) -> Modules:
     path = folder / "modules.json"
     if not path.is_file():
         return Modules(folder)
-    kinds = [(_kind(path, entry["type"]), folder / entry["path"]) for entry in parse(path, list)]
+    kinds = [(_kind(path, entry), folder / entry["path"]) for entry in parse(path, list)]
     match [kind for kind, _ in kinds]:
         case []:
             return Modules(folder)
@@ -67,7 +67,28 @@ def parse(path: Path, kind: type[Json]) -> Json:
     return value
 
 
-def _kind(path: Path, name: str) -> str:
+def whole(path: Path, settings: dict[str, Any], key: str) -> int:
+    """A whole number out of the settings in `path`, 0 if they have none. Raises ConfigError."""
+    value = settings.get(key)
+    if value is None:
+        return 0
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != value // 1:
+        raise ConfigError(f"{path}: {key} must be a whole number, not {value!r}")
+    return int(value)
+
+
+def mapping(path: Path, settings: dict[str, Any], key: str) -> dict[str, Any]:
+    """An object out of the settings in `path`, empty if they have none. Raises ConfigError."""
+    value = settings.get(key)
+    if value is not None and not isinstance(value, dict):
+        raise ConfigError(f"{path}: {key} must be an object, not {value!r}")
+    return value or {}
+
+
+def _kind(path: Path, entry: Any) -> str:
+    if not isinstance(entry, dict) or not all(isinstance(entry.get(key), str) for key in ("type", "path")):
+        raise ConfigError(f"{path}: each module must have a type and a path")
+    name: str = entry["type"]
     package, _, kind = name.rpartition(".")
     if package.split(".")[0] != "sentence_transformers" or kind not in _KNOWN:
         raise ConfigError(f"{path}: module {name} is not supported")

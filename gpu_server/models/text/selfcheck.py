@@ -152,4 +152,8 @@ def _with_other_neighbour(
     start, stop = lengths[:_NEIGHBOUR].sum(), lengths[: _NEIGHBOUR + 1].sum()
     changed: NDArray[np.int32] = ids.copy()
     changed[start:stop] = _random_ids(encoder, int(stop - start), seed=1)
+    mask = getattr(encoder.model.config.get_text_config(), "mask_token_id", None)
+    if mask is not None and 0 <= mask < encoder.vocab_size:
+        # ESM scales every token by how many of its row are masked.
+        changed[start] = mask
     return changed

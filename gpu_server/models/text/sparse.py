@@ -32,7 +32,9 @@ class SparseModel(TextModel):
         hidden = self._forward(batch.packed).hidden
         ends = torch.from_numpy(batch.lengths.cumsum()).to(hidden.device)
         offsets = torch.nn.functional.pad(ends, (1, 0))
-        return sparse_rows(self._weights(hidden, offsets))
+        weights = self._weights(hidden, offsets)
+        kept = self._facts.splade.kept
+        return sparse_rows(_largest(weights, kept) if kept else weights)
 
     def describe(self, info: ModelInfo) -> None:
         """As every text model, and the size of the vocabulary that vectors have a place for."""
@@ -68,6 +70,12 @@ class SparseModel(TextModel):
 
     def _settle(self) -> None:
         self._dimensions = self._stock.check_by_token(self._max_length)
+
+
+def _largest(weights: torch.Tensor, count: int) -> torch.Tensor:
+    """The largest `count` of each row, and 0 for the others."""
+    values, places = weights.topk(min(count, weights.shape[1]), dim=1)
+    return torch.zeros_like(weights).scatter_(1, places, values)
 
 
 def sparse_rows(weights: torch.Tensor) -> dict[str, Ragged]:

@@ -16,9 +16,9 @@ CPU = torch.device("cpu")
 @given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=12), first=st.integers(0, 3))
 def test_layout_agrees_with_plain_loops(lengths: list[int], first: int) -> None:
     total = sum(lengths)
-    batch = pack(np.arange(total, dtype=np.int32), np.array(lengths), CPU, first)
+    batch = pack(np.arange(total, dtype=np.int32) + first, np.array(lengths), CPU, first)
     layout = batch.layout
-    assert batch.ids.tolist() == list(range(total))
+    assert batch.ids.tolist() == list(range(first, first + total))
     assert batch.positions.tolist() == [first + i for n in lengths for i in range(n)]
     assert layout.offsets.tolist() == [sum(lengths[:i]) for i in range(len(lengths) + 1)]
     assert (layout.items, layout.longest) == (len(lengths), max(lengths))

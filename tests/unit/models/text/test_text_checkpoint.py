@@ -204,6 +204,73 @@ def test_tasks_of_saved_modules(make_model: Callable[..., Path]) -> None:
     assert task_of(folder, "cls") == "embedding"
 
 
+@pytest.mark.parametrize(
+    ("prompts", "default"),
+    [
+        ({"query": None, "other": "o: "}, None),
+        ({"query": None}, "query"),
+        ({}, "query"),
+        (None, "document"),
+        (None, None),
+        ({"other": "o: "}, "other"),
+    ],
+)
+def test_prompts_are_those_of_sentence_transformers(
+    make_model: Callable[..., Path], prompts: Any, default: str | None
+) -> None:
+    folder = make_model("bert", pooling="mean")
+    changes = {} if prompts is None else {"prompts": prompts}
+    edit(folder / "config_sentence_transformers.json", **changes, default_prompt_name=default)
+    theirs = SentenceTransformer(str(folder), device="cpu")
+    facts = read(folder)
+    assert facts.prompts == {name: theirs.prompts[name] for name in prompts or {}}
+    assert facts.default_prompt in ("", *facts.prompts)
+    assert facts.prompts.get(facts.default_prompt, "") == theirs.prompts.get(default or "", "")
+
+
+def test_a_default_prompt_that_is_none_of_the_prompts_is_refused(make_model: Callable[..., Path]) -> None:
+    folder = make_model("bert", pooling="mean")
+    edit(folder / "config_sentence_transformers.json", prompts={"q": "q: "}, default_prompt_name="missing")
+    with pytest.raises(ValueError, match="not found in the configured prompts"):
+        SentenceTransformer(str(folder), device="cpu")
+    with pytest.raises(ConfigError, match="missing is not one of the prompts"):
+        read(folder)
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "named"),
+    [
+        ("config_sentence_transformers.json", {"prompts": ["a"]}, "prompts must be an object"),
+        ("config_sentence_transformers.json", {"prompts": {"q": 3}}, "prompt q must be a string"),
+        ("tokenizer_config.json", {"model_max_length": "512"}, "model_max_length must be a whole number"),
+        (
+            "config.json",
+            {"max_position_embeddings": "many"},
+            "max_position_embeddings must be a whole number",
+        ),
+        ("tokenizer.json", {"truncation": [3]}, "truncation must be an object"),
+    ],
+)
+def test_a_value_of_the_wrong_kind_is_named(
+    make_model: Callable[..., Path], file: str, changes: dict[str, Any], named: str
+) -> None:
+    folder = make_model("bert", pooling="mean")
+    edit(folder / "sentence_bert_config.json", max_seq_length=None)
+    edit(folder / file, **changes)
+    with pytest.raises(ConfigError, match=f"{file}: {named}"):
+        read(folder)
+
+
+@pytest.mark.parametrize(
+    "entry", [{"path": ""}, {"type": "sentence_transformers.models.Transformer"}, "Pooling"]
+)
+def test_a_module_without_type_or_path_is_refused(make_model: Callable[..., Path], entry: Any) -> None:
+    folder = make_model("bert", pooling="mean")
+    (folder / "modules.json").write_text(json.dumps([entry]))
+    with pytest.raises(ConfigError, match=r"modules\.json: each module must have"):
+        read(folder)
+
+
 def test_a_default_prompt_is_for_embeddings(make_model: Callable[..., Path]) -> None:
     folder = make_model("bert")
     edit(folder / "config.json", architectures=["BertForSequenceClassification"])

