@@ -50,7 +50,7 @@ class AsyncClient:
         dimensions: int = 0,
         prompt_name: str = "",
         truncate: bool = True,
-        direction: Direction = "right",
+        direction: Direction | None = None,
         priority: Priority = 1,
         timeout_s: float | None = None,
     ) -> Vectors:
@@ -69,7 +69,7 @@ class AsyncClient:
         model: str = "",
         prompt_name: str = "",
         truncate: bool = True,
-        direction: Direction = "right",
+        direction: Direction | None = None,
         priority: Priority = 1,
         timeout_s: float | None = None,
     ) -> list[Vectors]:
@@ -89,7 +89,7 @@ class AsyncClient:
         model: str = "",
         prompt_name: str = "",
         truncate: bool = True,
-        direction: Direction = "right",
+        direction: Direction | None = None,
         priority: Priority = 1,
         timeout_s: float | None = None,
     ) -> list[SparseVector]:
@@ -110,7 +110,7 @@ class AsyncClient:
         model: str = "",
         raw_scores: bool = False,
         truncate: bool = True,
-        direction: Direction = "right",
+        direction: Direction | None = None,
         priority: Priority = 1,
         timeout_s: float | None = None,
     ) -> Scores:
@@ -130,7 +130,7 @@ class AsyncClient:
         model: str = "",
         raw_scores: bool = False,
         truncate: bool = True,
-        direction: Direction = "right",
+        direction: Direction | None = None,
         priority: Priority = 1,
         timeout_s: float | None = None,
     ) -> Scores:
@@ -149,7 +149,7 @@ class AsyncClient:
         *,
         model: str = "",
         truncate: bool = True,
-        direction: Direction = "right",
+        direction: Direction | None = None,
         priority: Priority = 1,
         timeout_s: float | None = None,
     ) -> list[list[TokenLabel]]:

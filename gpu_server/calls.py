@@ -22,6 +22,7 @@ from gpu_server.config import ClientConfig
 from gpu_server.connection import Reply
 from gpu_server.deadline import Deadline
 from gpu_server.errors import (
+    ConfigError,
     DeadlineExceeded,
     InvalidRequest,
     ModelLoading,
@@ -69,6 +70,8 @@ class Calls:
     """The calls of one client, over one connection per process, which is closed when nothing holds the calls any more."""
 
     def __init__(self, endpoint: str | None, timeout_s: float, settings: ClientConfig | None = None) -> None:
+        if not timeout_s > 0:
+            raise ConfigError(f"timeout_s is {timeout_s}; it must be more than 0 seconds")
         self.endpoint = endpoint or endpoints.client_default()
         keys = curve.for_client(settings or config.client(), self.endpoint)
         self.timeout_s = timeout_s
@@ -83,9 +86,13 @@ class Calls:
         return type(self), (self.endpoint, self.timeout_s, self._settings)
 
     def deadline(self, timeout_s: Timeout) -> Deadline:
-        """When a call that starts now must have ended."""
+        """When a call that starts now must have ended. Raises InvalidRequest on seconds that are none, or less than 0."""
         if isinstance(timeout_s, Deadline):
             return timeout_s
+        if timeout_s is not None and not timeout_s >= 0:
+            raise InvalidRequest(
+                f"timeout_s is {timeout_s}; it must be 0 seconds or more", {"field": "timeout_s"}
+            )
         return Deadline.after(self.timeout_s if timeout_s is None else timeout_s)
 
     def request(

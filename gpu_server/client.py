@@ -40,7 +40,7 @@ class Client:
 
     endpoint: `ipc:///path` or `tcp://host:port`; None means $GPU_SERVER_ENDPOINT or the default place.
     timeout_s: seconds a call may take when it names no other. settings: keys for tcp; None reads the environment.
-    Raises ConfigError on an endpoint or a key that cannot be used.
+    Raises ConfigError on an endpoint, a key or a time-out that cannot be used.
     """
 
     def __init__(
@@ -62,14 +62,15 @@ class Client:
         dimensions: int = 0,
         prompt_name: str = "",
         truncate: bool = True,
-        direction: Direction = "right",
+        direction: Direction | None = None,
         priority: Priority = 1,
         timeout_s: float | None = None,
     ) -> Vectors:
         """Embeddings of any number of texts as float32 `[texts, dimensions]`; a single str gives one row.
 
-        normalize: None keeps the model's own setting. dimensions: 0 means all (Matryoshka models allow fewer). truncate: cut
-        over-long texts on the side of `direction`; off, they are refused. timeout_s: for all texts together.
+        normalize, direction: None keeps the model's own setting. dimensions: 0 does, which is all but for models saved with
+        fewer (Matryoshka models allow any). truncate: cut over-long texts on the side of `direction`; off, they are refused.
+        timeout_s: for all texts together.
         Raises InvalidRequest on bad texts.
         """
         return self._run(
@@ -86,7 +87,7 @@ class Client:
         model: str = "",
         prompt_name: str = "",
         truncate: bool = True,
-        direction: Direction = "right",
+        direction: Direction | None = None,
         priority: Priority = 1,
         timeout_s: float | None = None,
     ) -> list[Vectors]:
@@ -109,7 +110,7 @@ class Client:
         model: str = "",
         prompt_name: str = "",
         truncate: bool = True,
-        direction: Direction = "right",
+        direction: Direction | None = None,
         priority: Priority = 1,
         timeout_s: float | None = None,
     ) -> list[SparseVector]:
@@ -133,7 +134,7 @@ class Client:
         model: str = "",
         raw_scores: bool = False,
         truncate: bool = True,
-        direction: Direction = "right",
+        direction: Direction | None = None,
         priority: Priority = 1,
         timeout_s: float | None = None,
     ) -> Scores:
@@ -157,7 +158,7 @@ class Client:
         model: str = "",
         raw_scores: bool = False,
         truncate: bool = True,
-        direction: Direction = "right",
+        direction: Direction | None = None,
         priority: Priority = 1,
         timeout_s: float | None = None,
     ) -> Scores:
@@ -179,7 +180,7 @@ class Client:
         *,
         model: str = "",
         truncate: bool = True,
-        direction: Direction = "right",
+        direction: Direction | None = None,
         priority: Priority = 1,
         timeout_s: float | None = None,
     ) -> list[list[TokenLabel]]:

@@ -17,7 +17,7 @@ import msgspec
 import zmq
 from zmq.utils.monitor import parse_monitor_message
 
-from gpu_server import dealer, handshakes, tries
+from gpu_server import dealer, handshakes, io_thread, tries
 from gpu_server import endpoint as endpoints
 from gpu_server.curve import ClientKeys
 from gpu_server.errors import (
@@ -63,7 +63,6 @@ class Connection:
         self.serial = next(_serials)
         self.generation = 0
         self.loading = threading.Lock()
-        self._zmq = dealer.zmq_for_this_process()
         self._handshakes = Handshakes(endpoint, keys)
         self._ended: RemoteError = Unavailable("the client is closed", {"endpoint": endpoint})
         self._tries = Tries(endpoint)
@@ -85,7 +84,7 @@ class Connection:
         self._greeted = False
         self._checked = False
         self._closing = False
-        self._thread = threading.Thread(target=self._run, name="gpu-server-client", daemon=True)
+        self._thread = io_thread.for_this_process(self._run)
         try:
             self._thread.start()
         except RuntimeError as error:
@@ -120,8 +119,7 @@ class Connection:
     def close(self) -> None:
         """End the I/O thread; pending calls fail with Unavailable."""
         self.abandon()
-        if self._thread is not threading.current_thread():
-            self._thread.join(timeout=2)
+        self._thread.join(2.0)
 
     def abandon(self) -> None:
         """End the I/O thread without waiting; takes no lock, so it may run inside a garbage collection."""
@@ -155,7 +153,7 @@ class Connection:
             freed.callback(self._wake_write.close)
             freed.callback(self._wake_read.close)
             try:
-                context = self._zmq.Context()
+                context = zmq.Context()
                 # After the calls have ended: it waits for libzmq's thread, which may look a host up.
                 freed.callback(context.destroy, linger=0)
                 socket = context.socket(zmq.DEALER)
@@ -180,7 +178,7 @@ class Connection:
         return monitor
 
     def _serve(self, socket: Any, monitor: Any) -> None:
-        poller = self._zmq.Poller()
+        poller = self._thread.poller()
         for source in (socket, monitor, self._wake_read):
             poller.register(source, zmq.POLLIN)
         while not self._closing:

@@ -1,8 +1,7 @@
-"""A client's DEALER socket: its options, and which form of pyzmq this process needs."""
+"""The options of a client's DEALER socket."""
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import zmq
@@ -22,13 +21,3 @@ def configure(socket: Any) -> None:
     socket.setsockopt(zmq.RECONNECT_IVL_MAX, longest_ms)
     socket.setsockopt(zmq.HEARTBEAT_IVL, 2000)
     socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 6000)
-
-
-def zmq_for_this_process() -> Any:
-    """pyzmq, or its gevent form where gevent has replaced threads: a plain socket would stop every greenlet."""
-    monkey = sys.modules.get("gevent.monkey")
-    if monkey is not None and monkey.is_module_patched("threading"):
-        from zmq import green
-
-        return green
-    return zmq

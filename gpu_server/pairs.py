@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 if TYPE_CHECKING:
@@ -47,18 +47,23 @@ class PairJoiner:
         self._types = sample.type_ids[a], sample.type_ids[b]
         self._added = len(owners) - (a_end - a) - (b_end - b)
 
-    def rows(self, pairs: Sequence[Pair], max_length: int) -> list[TypedRow]:
-        """Ids and types of each pair, at most `max_length` if that is not 0; each first text is tokenised once."""
+    def rows(
+        self, pairs: Sequence[Pair], max_length: int, check: Callable[[list[int]], None] | None = None
+    ) -> list[TypedRow]:
+        """Ids and types of each pair, at most `max_length` if that is not 0; each first text is tokenised once.
+
+        check: is given the length that each row has uncut before any is made, and may raise: a row copies its first text.
+        """
         firsts = {first: i for i, first in enumerate(dict.fromkeys(first for first, _ in pairs))}
         encodings = self._plain.encode_batch_fast(
             [*firsts, *(second for _, second in pairs)], add_special_tokens=False
         )
         ids = [encoding.ids for encoding in encodings]
+        chosen, seconds = [ids[firsts[first]] for first, _ in pairs], ids[len(firsts) :]
+        if check is not None:
+            check([len(a) + len(b) + self._added for a, b in zip(chosen, seconds, strict=True)])
         room = max_length - self._added if max_length else 0
-        return [
-            self._join(ids[firsts[first]], second, room)
-            for (first, _), second in zip(pairs, ids[len(firsts) :], strict=True)
-        ]
+        return [self._join(a, b, room) for a, b in zip(chosen, seconds, strict=True)]
 
     def _join(self, first: list[int], second: list[int], room: int) -> TypedRow:
         if room and len(first) + len(second) > room:

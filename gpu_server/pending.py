@@ -107,6 +107,8 @@ class Pending:
             call = Call(Future(), header, inputs, encode_request(header, inputs), expires)
         except ProtocolError as error:
             raise InvalidRequest(str(error), error.details) from None
+        except (TypeError, ValueError, OverflowError) as error:
+            raise InvalidRequest(f"the request cannot be encoded: {error}") from None
         with self._lock:
             if self._ended is not None:
                 raise _again(self._ended)

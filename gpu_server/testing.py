@@ -20,7 +20,15 @@ import numpy as np
 import zmq
 
 from gpu_server._version import __version__
-from gpu_server.errors import InternalError, ModelNotFound, ProtocolError, RemoteError, UnsupportedOperation
+from gpu_server.errors import (
+    InternalError,
+    ModelLoading,
+    ModelNotFound,
+    ProtocolError,
+    RemoteError,
+    ShuttingDown,
+    UnsupportedOperation,
+)
 from gpu_server.tokenizing import digest
 from gpu_server.wire import (
     VERSION,
@@ -51,6 +59,8 @@ from gpu_server.wire.monitoring import History
 from gpu_server.wire.monitoring import to_json as monitoring_json
 
 Handler = Callable[[Tensors, Mapping[str, Any]], Mapping[str, Any]]
+LOADING = frozenset[State]({"starting", "loading"})
+REFUSING = frozenset[State]({"draining", "stopping", "failed"})
 
 
 @dataclass
@@ -181,7 +191,8 @@ class FakeServer:
 
     models: default one `embedding_model()` and one `echo_model()`. A handler that raises a RemoteError is answered with it,
     one that raises anything else with an InternalError that names it.
-    state: what `hello` and `status` report; assign to it to play a server that loads or drains. `requests` counts by op.
+    state: what `hello` and `status` report; assign to it to play a server that loads or drains, which answers a request with
+    ModelLoading or ShuttingDown. `requests` counts by op.
     """
 
     def __init__(self, *models: FakeModel, endpoint: str = "", limits: Limits | None = None) -> None:
@@ -275,7 +286,7 @@ class FakeServer:
         return encode_reply(reply, outputs)
 
     def _answer(self, header: RequestHeader, inputs: Tensors) -> tuple[Tensors, ModelInfo | None]:
-        infos = tuple(m.info for m in self.models.values()) if self.state == "ready" else ()
+        infos = () if self.state in LOADING else tuple(m.info for m in self.models.values())
         if header.op == "hello":
             hello = Hello(
                 version=__version__,
@@ -300,12 +311,23 @@ class FakeServer:
             ), None
         if header.op in ("cancel", "report"):
             return {}, None
+        if header.op in ("infer", "tokenizer"):
+            model = self._model(header)
+            if header.op == "infer":
+                given = model.handler(inputs, header.params)
+                outputs = {k: v if isinstance(v, Tensor) else as_tensor(v) for k, v in given.items()}
+                return outputs, model.info
+            if model.tokenizer:
+                return document("tokenizer", model.tokenizer), model.info
+        raise UnsupportedOperation(f"operation {header.op!r} is not offered")
+
+    def _model(self, header: RequestHeader) -> FakeModel:
+        """The model that a request names; raises what its op is refused with in this state."""
+        if header.op == "infer" and self.state in REFUSING:
+            raise ShuttingDown("the server takes no new requests: it drains or stops")
+        if self.state in LOADING:
+            raise ModelLoading(f"the models are still loading ({self.state})", {"phase": self.state})
         model = self.models.get(header.model) if header.model else next(iter(self.models.values()))
         if model is None:
             raise ModelNotFound(f"model {header.model!r} is not served", {"models": list(self.models)})
-        if header.op == "tokenizer" and model.tokenizer:
-            return document("tokenizer", model.tokenizer), model.info
-        if header.op != "infer":
-            raise UnsupportedOperation(f"operation {header.op!r} is not offered")
-        outputs = model.handler(inputs, header.params)
-        return {k: v if isinstance(v, Tensor) else as_tensor(v) for k, v in outputs.items()}, model.info
+        return model

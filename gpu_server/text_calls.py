@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -25,10 +26,12 @@ from gpu_server.errors import InvalidRequest, MissingDependency, StaleTokenizer,
 from gpu_server.scores import Scores, activate
 from gpu_server.sending import Sending
 from gpu_server.sizes import split_to_fit
-from gpu_server.tokenizing import Direction, Text, TextTokenizer, prompt_params
+from gpu_server.tokenizing import Direction, Text, TextTokenizer, check_utf8, prompt_params
 from gpu_server.wire import Limits, Tensor, Tensors
 from gpu_server.wire.documents import ModelInfo
 
+TOKEN_VECTORS_BYTES = 64 << 20
+"""Of one answer at most: a vector for each token can be thousands of times as large as the request."""
 Encode = Callable[[Sequence[Text], int], Tensors]
 """Texts, and the number of the first of them among all, to the inputs of a request."""
 
@@ -69,7 +72,8 @@ class TextCalls(Calls):
         info = yield from self._model(model, ("embedding", "custom"), "an embedding model", deadline)
         params = embed_params(normalize, dimensions)
         answers = yield from self._answers(listed, info, params=params, timeout_s=deadline, **options)
-        empty = np.zeros((0, dimensions or info.dimensions), np.float32)
+        size = dimensions or int(info.params.get("dimensions") or info.dimensions)
+        empty = np.zeros((0, size), np.float32)
         parts = [outputs["embedding"].to_numpy() for outputs in answers] or [empty]
         return np.concatenate(parts).astype(np.float32, copy=False)
 
@@ -81,7 +85,11 @@ class TextCalls(Calls):
         listed = _listed(texts)
         info = yield from self._model(model, ("embedding",), "an embedding model", deadline)
         params = {"output": "token_embeddings"}
-        answers = yield from self._answers(listed, info, params=params, timeout_s=deadline, **options)
+        longest = info.text.max_length if info.text is not None else 1
+        fitting = max(1, TOKEN_VECTORS_BYTES // max(1, 4 * longest * info.dimensions))
+        answers = yield from self._answers(
+            listed, info, params=params, timeout_s=deadline, max_items=fitting, **options
+        )
         return [row for outputs in answers for row in _floats(outputs["token_embeddings"])]
 
     def embed_sparse(
@@ -141,7 +149,7 @@ class TextCalls(Calls):
         *,
         model: str = "",
         truncate: bool = True,
-        direction: Direction = "right",
+        direction: Direction | None = None,
         timeout_s: Timeout = None,
         **options: Any,
     ) -> Call[list[list[TokenLabel]]]:
@@ -171,23 +179,31 @@ class TextCalls(Calls):
         params: Params | None = None,
         prompt_name: str = "",
         truncate: bool = True,
-        direction: Direction = "right",
+        direction: Direction | None = None,
         priority: Priority = 1,
         timeout_s: Timeout = None,
         traceparent: str = "",
         whole: bool = False,
+        max_items: int = 0,
     ) -> Call[list[Reply]]:
-        """Requests of texts or pairs, a single one if `whole`: tokenised here where that is possible, else sent as text."""
+        """Requests of texts or pairs, a single one if `whole`: tokenised here where that is possible, else sent as text.
+
+        max_items: of a request; 0 for as many as the server takes.
+        """
         deadline = self.deadline(timeout_s)
         for attempt in (1, 2):
             tokenizer = yield from self.tokenizer(model, deadline)
             info = yield from self.model(model, deadline)
             limits = (yield from self.hello(timeout_s=deadline)).limits
+            if max_items:
+                limits = msgspec.structs.replace(limits, max_items=min(limits.max_items, max_items))
             check_pairs(info, any(isinstance(text, tuple) for text in texts))
             extra: dict[str, Param] = {}
             if tokenizer is None:
                 encode: Encode = _as_text
-                extra = {"truncate": truncate, "truncation_direction": direction, "prompt_name": prompt_name}
+                extra = {"truncate": truncate, "prompt_name": prompt_name}
+                if direction is not None:
+                    extra["truncation_direction"] = direction
             else:
                 encode = _encoder(tokenizer, info, prompt_name, truncate, direction)
                 extra = {**prompt_params(tokenizer.info, prompt_name)}
@@ -285,7 +301,7 @@ def _send(sending: Sending, texts: Sequence[Text], encode: Encode, limits: Limit
 
 
 def _encoder(
-    tokenizer: TextTokenizer, info: ModelInfo, prompt_name: str, truncate: bool, direction: Direction
+    tokenizer: TextTokenizer, info: ModelInfo, prompt_name: str, truncate: bool, direction: Direction | None
 ) -> Encode:
     typed = any(declared.name == "token_type_ids" for declared in info.inputs)
 
@@ -305,7 +321,8 @@ def _as_text(texts: Sequence[Text], first: int) -> Tensors:
             for name, column in zip(("text", "text_pair"), columns, strict=False)
         }
     except UnicodeEncodeError:
-        raise InvalidRequest("a text holds a lone surrogate, which UTF-8 cannot carry") from None
+        check_utf8(texts, first)
+        raise
 
 
 def _labelled(encoding: Any, scores: Scores, info: ModelInfo) -> list[TokenLabel]:

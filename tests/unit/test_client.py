@@ -300,8 +300,8 @@ def test_without_the_tokenizers_package_text_is_sent_as_it_is(monkeypatch: pytes
         monkeypatch.setitem(sys.modules, "tokenizers", None)
         with Client(server.endpoint) as client:
             client.embed(["a", "ü"], truncate=False, direction="left", prompt_name="query", normalize=False)
-            with pytest.raises(InvalidRequest, match="lone surrogate"):
-                client.embed("\ud800")
+            with pytest.raises(InvalidRequest, match="text 1 holds a lone surrogate"):
+                client.embed(["ok", "\ud800"])
             assert client.tokenizer() is None
     assert seen == [
         (

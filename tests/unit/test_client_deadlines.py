@@ -9,8 +9,9 @@ from collections.abc import Callable
 import pytest
 from running_daemon import until
 
+from gpu_server.aio import AsyncClient
 from gpu_server.client import Client
-from gpu_server.errors import DeadlineExceeded, Unavailable
+from gpu_server.errors import ConfigError, DeadlineExceeded, InvalidRequest, Unavailable
 from gpu_server.per_process import PerProcess
 from gpu_server.testing import FakeModel, FakeServer, embedding_model
 from gpu_server.wire import Limits, Tensor
@@ -57,6 +58,27 @@ def test_one_deadline_holds_where_the_server_is_silent(silent: str, name: str) -
         with pytest.raises(DeadlineExceeded):
             SILENT_CALLS[name](client)
         assert 0.3 <= time.monotonic() - started < 2
+
+
+@pytest.mark.parametrize("timeout_s", [-1, -0.001, float("nan")])
+def test_what_is_no_time_out_is_refused_by_each_call(silent: str, timeout_s: float) -> None:
+    with (
+        Client(silent) as client,
+        pytest.raises(InvalidRequest, match=r"timeout_s is .*; it must be 0 seconds"),
+    ):
+        client.embed("a", timeout_s=timeout_s)
+    with Client(silent) as client, pytest.raises(DeadlineExceeded):
+        client.embed("a", timeout_s=0)
+
+
+@pytest.mark.parametrize("timeout_s", [-1, 0, float("nan")])
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+def test_no_client_is_made_with_what_is_no_time_out(
+    kind: type[Client | AsyncClient], timeout_s: float
+) -> None:
+    with pytest.raises(ConfigError, match=r"timeout_s is .*; it must be more than 0 seconds"):
+        kind("ipc:///nowhere", timeout_s=timeout_s)
+    assert kind("ipc:///nowhere", timeout_s=float("inf"))
 
 
 def test_one_deadline_holds_over_all_requests_of_a_call() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
@@ -135,9 +136,9 @@ def test_a_query_is_tokenised_once(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[list[Any]] = []
     rows = PairJoiner.rows
 
-    def watched(self: PairJoiner, pairs: Any, max_length: int) -> list[TypedRow]:
+    def watched(self: PairJoiner, pairs: Any, *options: Any) -> list[TypedRow]:
         seen.append(list(pairs))
-        return rows(self, pairs, max_length)
+        return rows(self, pairs, *options)
 
     made = TextTokenizer(byte_tokenizer(), TextInfo(digest="", max_length=20, vocab_size=258))
     wanted = [*made.encode_pairs([("q", "ab")]), *made.encode_pairs([("q", "c" * 40)])]
@@ -154,3 +155,18 @@ def test_texts_among_pairs_go_to_the_library() -> None:
     made = TextTokenizer(byte_tokenizer(), TextInfo(digest="", max_length=20, vocab_size=258))
     rows = made.encode_pairs([("q", "a"), ("q", "b"), "c"])
     assert rows[2] == TypedRow([256, 99, 257], [0, 0, 0])
+
+
+def test_rows_that_will_be_refused_are_not_made() -> None:
+    """A row copies its first text, which a request sends once for all its documents."""
+    made = TextTokenizer(byte_tokenizer(), TextInfo(digest="", max_length=512, vocab_size=258))
+    made.prepare()
+    pairs = [("q" * 20_000, "d")] * 100
+    tracemalloc.start()
+    try:
+        with pytest.raises(InvalidRequest, match="input 0 has 20004 tokens, more than max_length = 512"):
+            made.encode_pairs(pairs, truncate=False)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < 4 << 20, "the rows alone are 32 MB"

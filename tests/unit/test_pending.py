@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import pytest
 
 from gpu_server.errors import InvalidRequest, Unavailable
@@ -83,4 +86,12 @@ def test_what_is_no_number_of_seconds_is_refused_and_leaves_nothing() -> None:
         added(pending, float("nan"))
     with pytest.raises(InvalidRequest):
         pending.add(RequestHeader(v=1, id=b"-", op="x" * 40, params={"p": "x" * 5000}), None, 1)
+    assert (len(pending), pending.due()) == (0, None)
+
+
+@pytest.mark.parametrize("value", [1 << 70, np.int64(1), "\ud83d"])
+def test_what_cannot_be_encoded_is_refused_and_leaves_nothing(value: Any) -> None:
+    pending = Pending()
+    with pytest.raises(InvalidRequest, match="the request cannot be encoded: "):
+        pending.add(RequestHeader(v=1, id=b"-", op="infer", params={"p": value}), None, 1)
     assert (len(pending), pending.due()) == (0, None)

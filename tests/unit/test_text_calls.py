@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gpu_server import tokenizing
+from gpu_server import text_calls, tokenizing
 from gpu_server.aio import AsyncClient
 from gpu_server.client import Client
 from gpu_server.errors import InvalidRequest, MissingDependency, UnsupportedOperation
@@ -23,6 +23,7 @@ from gpu_server.testing import (
     sparse_model,
     token_classifier_model,
 )
+from gpu_server.tokenizing import Direction
 from gpu_server.wire import Limits, Tensor, Tensors
 
 LABELS = ("sad", "glad", "mad")
@@ -94,6 +95,18 @@ def test_token_embeddings(client: Client) -> None:
     want = [np.stack([fake_vector([i]) for i in ids]) for ids in ([256, 97, 98, 257], [256, 99, 257])]
     for got, expected in zip(rows, want, strict=True):
         np.testing.assert_array_equal(got, expected)
+
+
+def test_token_embeddings_come_in_answers_of_bounded_size(
+    client: Client, server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info = client.model("embedding")
+    assert info.text
+    monkeypatch.setattr(text_calls, "TOKEN_VECTORS_BYTES", 3 * 4 * info.text.max_length * info.dimensions - 1)
+    before = server.requests["infer"]
+    rows = client.embed_tokens(["ab", "c", "d", "e", "f"], model="embedding")
+    assert [len(row) for row in rows] == [4, 3, 3, 3, 3]
+    assert server.requests["infer"] == before + 3
 
 
 def test_labels_of_tokens(client: Client) -> None:
@@ -190,6 +203,23 @@ def test_a_prompt_that_is_not_pooled_goes_with_its_length() -> None:
         client.embed("a", prompt_name="query")
         client.embed_tokens("a")
     assert seen == [7, None]
+
+
+@pytest.mark.parametrize(("direction", "kept"), [(None, "b"), ("left", "b"), ("right", "a")])
+def test_a_model_may_say_which_side_is_cut(direction: Direction | None, kept: str) -> None:
+    model = embedding_model("m")
+    assert model.info.text is not None
+    model.info.text.truncation_direction = "left"
+    with FakeServer(model) as server, Client(server.endpoint) as client:
+        got = client.embed("a" * 62 + "b" * 62, direction=direction)
+        np.testing.assert_array_equal(got, client.embed(kept * 62))
+
+
+def test_no_texts_have_as_many_dimensions_as_the_model_keeps() -> None:
+    model = embedding_model("m", dimensions=8)
+    model.info.params = {"dimensions": 4}
+    with FakeServer(model) as server, Client(server.endpoint) as client:
+        assert client.embed([]).shape == (0, 4)
 
 
 def test_asyncio_has_the_same_calls(server: FakeServer, client: Client) -> None:

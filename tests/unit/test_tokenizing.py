@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
+from gpu_server import tokenizing
 from gpu_server.errors import InvalidRequest, MissingDependency
 from gpu_server.testing import byte_tokenizer
 from gpu_server.tokenizing import Direction, TextTokenizer, available, digest, prompt_params
@@ -46,6 +49,15 @@ def test_sides_of_truncation_differ_and_keep_the_special_tokens() -> None:
     right, left = (shared.encode(["abcdefghijkl"], direction=d)[0] for d in ("right", "left"))
     assert right == [256, *b"abcdefgh", 257]
     assert left == [256, *b"efghijkl", 257]
+
+
+def test_the_models_own_side_is_the_default() -> None:
+    left = tokenizer(truncation_direction="left")
+    assert left.encode(["abcdefghijkl"]) == tokenizer().encode(["abcdefghijkl"], direction="left")
+    assert left.encode(["abcdefghijkl"], direction="right") == tokenizer().encode(["abcdefghijkl"])
+    pairs = [("query", text) for text in ("abcdefghijkl", "mnopqrstuvw")]
+    assert left.encode_pairs(pairs) == tokenizer().encode_pairs(pairs, direction="left")
+    assert left.tokenize(["abcdefghijkl"], truncate=True)[0].tokens[-2] == "l"
 
 
 def test_a_limit_in_the_file_itself_does_not_count() -> None:
@@ -161,3 +173,60 @@ def test_tokens_of_what_fits() -> None:
     (cut,) = tokenizer().tokenize(["x" * 50], truncate=True)
     assert (len(whole), len(cut)) == (52, 10)
     assert cut.offsets[1] == (0, 1)
+
+
+LONE = "\ud83d"
+PLAIN, SHARED, OTHERS = ["a", LONE], [("q", "a"), ("q", LONE)], [("q", "a"), (LONE, "b")]
+
+
+@pytest.mark.parametrize("truncate", [False, True])
+def test_what_utf8_cannot_carry_is_named(truncate: bool) -> None:
+    made = tokenizer(prompts={"q": "Q:"})
+    calls: list[Callable[[], object]] = [
+        partial(made.encode, PLAIN, truncate=truncate, first=6),
+        partial(made.encode, PLAIN, truncate=truncate, first=6, prompt_name="q"),
+        partial(made.encode_pairs, SHARED, truncate=truncate, first=6),
+        partial(made.encode_pairs, OTHERS, truncate=truncate, first=6),
+        partial(made.tokenize, ["a"] * 7 + [LONE], truncate=truncate),
+    ]
+    for call in calls:
+        with pytest.raises(InvalidRequest, match="text 7 holds a lone surrogate") as error:
+            call()
+        assert error.value.details == {"item": 7}
+
+
+def test_what_is_no_text_is_a_mistake_of_the_program() -> None:
+    with pytest.raises(TypeError, match="TextEncodeInput"):
+        tokenizer().encode(["a", 5])  # type: ignore[list-item]
+
+
+def test_what_is_no_side_is_refused() -> None:
+    no_side: Any = "up"
+    with pytest.raises(InvalidRequest, match="direction is 'up'; it must be left or right") as error:
+        tokenizer().encode(["a"], direction=no_side)
+    assert error.value.details == {"field": "direction"}
+
+
+@given(
+    st.lists(
+        st.one_of(st.text(max_size=12), st.tuples(st.text(max_size=6), st.text(max_size=6))), max_size=20
+    )
+)
+def test_much_text_is_encoded_some_at_a_time_and_all_the_same(texts: list[Any]) -> None:
+    with pytest.MonkeyPatch.context() as patched:
+        whole = tokenizer().encode_pairs(texts)
+        patched.setattr(tokenizing, "CHARACTERS_AT_ONCE", 10)
+        assert tokenizer().encode_pairs(texts) == whole
+        portions = list(tokenizing._portions(texts))
+    assert [text for portion in portions for text in portion] == texts
+    assert all(len(portion) <= 1 or sum(len("".join(text)) for text in portion) <= 10 for portion in portions)
+
+
+@pytest.mark.parametrize(("text", "truncate"), [("x" * 30, False), ("\ud83d", True)])
+def test_an_error_behind_the_first_portion_names_its_text(
+    text: str, truncate: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokenizing, "CHARACTERS_AT_ONCE", 4)
+    with pytest.raises(InvalidRequest) as raised:
+        tokenizer().encode(["abc", "abc", text], truncate=truncate, first=5)
+    assert raised.value.details["item"] == 7
