@@ -117,7 +117,7 @@ class RunningGunicorn:
 
     def __enter__(self) -> RunningGunicorn:
         try:
-            self.url = re.findall(r"http://[0-9.:]+", self.wait_for("Listening at"))[0]
+            self.url = re.findall(r"https?://[0-9.:]+", self.wait_for("Listening at"))[0]
             for _ in range(self._count):
                 self.wait_for("Booting worker")
         except queue.Empty:

@@ -12,7 +12,13 @@ from gpu_server.calls import Params, Priority, raise_item_errors
 from gpu_server.client import Client
 from gpu_server.connection import Reply
 from gpu_server.deadline import Deadline
-from gpu_server.errors import InvalidRequest, MissingDependency, StaleTokenizer, UnsupportedOperation
+from gpu_server.errors import (
+    InvalidRequest,
+    MissingDependency,
+    StaleTokenizer,
+    TooLarge,
+    UnsupportedOperation,
+)
 from gpu_server.sizes import split_to_fit
 from gpu_server.text_calls import not_a
 from gpu_server.tokenizing import TextTokenizer
@@ -138,6 +144,7 @@ class Backend:
         )
         if self.spans is not None:
             self.spans.answered(reply, begun_ns)
+        self.check_answer(_size(reply))
         return reply
 
     def send_parts(
@@ -155,6 +162,7 @@ class Backend:
             traceparent=self.traceparent,
             wait=self._wait,
         )
+        self.check_answer(sum(map(_size, replies)))
         done = 0
         for part, reply in zip(parts, replies, strict=True):
             if self.spans is not None:
@@ -172,6 +180,15 @@ class Backend:
                 {"field": field, "limit": "max_client_batch_size"},
             )
 
+    def check_answer(self, size: int, instead: str = "") -> None:
+        """Raise TooLarge where an answer's outputs have more bytes than the setting allows; `instead` says what to ask."""
+        limit = self.settings.max_answer_bytes
+        if size > limit:
+            raise TooLarge(
+                f"{size} bytes of outputs exceed max_answer_bytes = {limit}: {instead or 'ask for fewer items'}",
+                {"limit": "max_answer_bytes"},
+            )
+
     def check_tokens(self, tokens: int, field: str) -> None:
         """Raise InvalidRequest where a request has more tokens than the setting allows."""
         limit = self.settings.max_client_tokens
@@ -180,6 +197,10 @@ class Backend:
                 f"{field}: {tokens} tokens exceed max_client_tokens = {limit}",
                 {"field": field, "limit": "max_client_tokens"},
             )
+
+
+def _size(reply: Reply) -> int:
+    return sum(len(tensor.data) for tensor in reply.outputs.values())
 
 
 def get_client() -> Client:

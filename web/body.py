@@ -52,7 +52,8 @@ def decode(data: bytes, kind: type[T], lists: str = "") -> T:
     except msgspec.ValidationError as error:
         raise bad_field(error, data, kind) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise BadRequest(f"malformed JSON: {_fault(data) or error}") from None
+        what = _fault(data) or str(error).removeprefix("JSON is malformed: ")
+        raise BadRequest(f"malformed JSON: {what}") from None
     return value
 
 

@@ -21,6 +21,8 @@ from web.inputs import Item, token_ids
 from web.measures import Measures
 from web.unpinned import unpinned
 
+FLOAT_BYTES = 4
+
 
 @dataclass(slots=True)
 class TextJob:
@@ -31,7 +33,7 @@ class TextJob:
     model: str = ""
     prompt_name: str = ""
     truncate: bool = True
-    direction: Direction = "right"
+    direction: Direction | None = None
 
 
 def embed(
@@ -64,7 +66,7 @@ def embed_tokens(backend: Backend, job: TextJob) -> tuple[list[Vectors], ModelIn
             raise UnsupportedOperation(f"model {info.name!r} gives no token embeddings")
         return info
 
-    replies, info, measures = send_texts(backend, job, pick, {"output": "token_embeddings"})
+    replies, info, measures = send_texts(backend, job, pick, {"output": "token_embeddings"}, per_token=True)
     rows = [row for reply in replies for row in reply.outputs["token_embeddings"].rows()]
     return [np.ascontiguousarray(row, np.float32) for row in rows], info, measures
 
@@ -93,9 +95,12 @@ def embed_sparse(backend: Backend, job: TextJob) -> tuple[list[SparseVector], Mo
 
 
 def send_texts(
-    backend: Backend, job: TextJob, pick: Callable[[], ModelInfo], params: Params
+    backend: Backend, job: TextJob, pick: Callable[[], ModelInfo], params: Params, *, per_token: bool = False
 ) -> tuple[list[Reply], ModelInfo, Measures]:
-    """Tokenise a job's items and send them; both sizes are checked before anything is computed."""
+    """Tokenise a job's items and send them; the sizes are checked before anything is computed.
+
+    per_token: whether the answer has a vector for each token.
+    """
     backend.check_batch(len(job.items), job.field)
     measures = Measures()
 
@@ -107,6 +112,8 @@ def send_texts(
         backend.tokenized(info.name, measures.tokenize_s)
         measures.tokens = sum(map(len, rows))
         backend.check_tokens(measures.tokens, job.field)
+        if per_token:
+            backend.check_answer(measures.tokens * info.dimensions * FLOAT_BYTES)
         replies = backend.send_parts(
             {"input_ids": Tensor.from_rows(rows, "i32")},
             info,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from base64 import b64encode
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from io import BytesIO
 from typing import Any
 
 import numpy as np
@@ -27,6 +29,17 @@ class Answer:
 def json_answer(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Answer:
     """A JSON answer; C-contiguous arrays are written as nested lists, float32 in its shortest digits."""
     return Answer(orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY), status, headers or {})
+
+
+def json_rows(rows: Iterable[Any], headers: dict[str, str]) -> Answer:
+    """A JSON list of one row or more, each written once it is made: all at once would take ten times their bytes."""
+    body, before = BytesIO(), b"["
+    for row in rows:
+        body.write(before)
+        body.write(json_answer(row).body)
+        before = b","
+    body.write(b"]")
+    return Answer(body.getvalue(), headers=headers)
 
 
 def base64_rows(vectors: Vectors) -> list[str]:

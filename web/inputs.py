@@ -71,7 +71,7 @@ def as_pairs(value: str | list[str | list[str]], field: str) -> tuple[bool, list
 
 
 def cut_characters(
-    texts: Sequence[Text], tokenizer: TextTokenizer, truncate: bool, direction: Direction
+    texts: Sequence[Text], tokenizer: TextTokenizer, truncate: bool, direction: Direction | None
 ) -> list[Text]:
     """Texts and pairs without the characters that no token could need. Raises InvalidRequest where one must not be cut."""
     done: dict[str, str] = {}
@@ -89,7 +89,11 @@ def cut_characters(
 
 
 def token_ids(
-    tokenizer: TextTokenizer, items: Sequence[Item], prompt_name: str, truncate: bool, direction: Direction
+    tokenizer: TextTokenizer,
+    items: Sequence[Item],
+    prompt_name: str,
+    truncate: bool,
+    direction: Direction | None,
 ) -> tuple[list[list[int]], int]:
     """Ids of each item, special tokens included, and the number of characters that they stand for.
 
@@ -112,22 +116,24 @@ def token_ids(
     return rows, characters
 
 
-def _cut(i: int, text: str, tokenizer: TextTokenizer, truncate: bool, direction: Direction) -> str:
+def _cut(i: int, text: str, tokenizer: TextTokenizer, truncate: bool, direction: Direction | None) -> str:
     limit = tokenizer.info.max_length * CHARACTERS_PER_TOKEN
     if len(text) <= limit:
         return text
     if not truncate:
         raise _too_long(i, f"{len(text)} characters, more than the {limit} that", tokenizer)
-    return text[:limit] if direction == "right" else text[-limit:]
+    return text[:limit] if tokenizer.side(direction) == "right" else text[-limit:]
 
 
-def _fit(i: int, ids: list[int], tokenizer: TextTokenizer, truncate: bool, direction: Direction) -> list[int]:
+def _fit(
+    i: int, ids: list[int], tokenizer: TextTokenizer, truncate: bool, direction: Direction | None
+) -> list[int]:
     limit = tokenizer.info.max_length
     if len(ids) <= limit:
         return ids
     if not truncate:
         raise _too_long(i, f"{len(ids)} tokens, more than", tokenizer)
-    return ids[:limit] if direction == "right" else ids[-limit:]
+    return ids[:limit] if tokenizer.side(direction) == "right" else ids[-limit:]
 
 
 def _too_long(i: int, size: str, tokenizer: TextTokenizer) -> InvalidRequest:

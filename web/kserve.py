@@ -12,7 +12,7 @@ import numpy as np
 from gpu_server.wire import Tensor
 from gpu_server.wire.convert import as_tensor
 from gpu_server.wire.documents import InputInfo, ModelInfo
-from gpu_server.wire.tensor import STRING_DTYPES
+from gpu_server.wire.tensor import STRING_DTYPES, Buffer
 from web.errors import BadField
 from web.schemas import KServeInput
 from web.tensors import dense
@@ -49,7 +49,14 @@ def read_inputs(asked: list[KServeInput], binary: bytes, info: ModelInfo) -> dic
     return inputs
 
 
-def write_output(name: str, tensor: Tensor, as_bytes: bool) -> list[tuple[dict[str, Any], bytes]]:
+def filled_bytes(tensor: Tensor) -> int:
+    """Bytes of an output once its items are filled up to one length."""
+    if tensor.offsets is None or tensor.dtype in STRING_DTYPES:
+        return len(tensor.data)
+    return tensor.items * max(tensor.lengths(), default=0) * tensor.stride
+
+
+def write_output(name: str, tensor: Tensor, as_bytes: bool) -> list[tuple[dict[str, Any], Buffer]]:
     """An output as its JSON entry and its bytes, which are empty in the JSON form.
 
     Items of unequal length are filled up with zeros, and a second output, `<name>_lengths`, says how long each is.
@@ -127,10 +134,10 @@ def _strings(field: str, given: KServeInput, items: list[bytes], declared: Input
     return Tensor.from_strings(items, dtype)
 
 
-def _output(name: str, tensor: Tensor, as_bytes: bool) -> tuple[dict[str, Any], bytes]:
+def _output(name: str, tensor: Tensor, as_bytes: bool) -> tuple[dict[str, Any], Buffer]:
     about: dict[str, Any] = {"name": name, "shape": list(tensor.shape), "datatype": DATATYPE[tensor.dtype]}
     if as_bytes:
-        return about | {"parameters": {"binary_data_size": len(tensor.data)}}, bytes(tensor.data)
+        return about | {"parameters": {"binary_data_size": len(tensor.data)}}, tensor.data
     if tensor.dtype == "bf16":
         about["datatype"] = "FP32"
     values = tensor.to_numpy()

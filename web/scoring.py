@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -38,7 +38,7 @@ class ScoreJob:
     model: str = ""
     raw_scores: bool = False
     truncate: bool = True
-    direction: Direction = "right"
+    direction: Direction | None = None
 
 
 @dataclass(slots=True)
@@ -66,10 +66,10 @@ def score(backend: Backend, job: ScoreJob) -> tuple[Scores, ModelInfo, Measures]
 
 def label_tokens(
     backend: Backend, job: ScoreJob
-) -> tuple[list[tuple[Encoding, Scores]], ModelInfo, Measures]:
-    """Each text's tokens, and their scores as float32 `[tokens, labels]`.
+) -> tuple[Iterator[tuple[Encoding, Scores]], ModelInfo, Measures]:
+    """Each text's tokens, and their scores as float32 `[tokens, labels]`; made one by one, as tokens take much memory.
 
-    Raises StaleTokenizer where the model scored another number of tokens than the text has.
+    Raises StaleTokenizer, also later, where the model scored another number of tokens than the text has.
     """
 
     def pick() -> ModelInfo:
@@ -78,14 +78,17 @@ def label_tokens(
     sent = _send(backend, job, pick)
     rows = [row for reply in sent.replies for row in reply.outputs["logits"].rows()]
     texts = [text for text in sent.texts if isinstance(text, str)]
-    encodings = sent.tokenizer.tokenize(texts, truncate=job.truncate, direction=job.direction)
-    for i, (encoding, row) in enumerate(zip(encodings, rows, strict=True)):
-        if len(row) != len(encoding.ids):
-            raise StaleTokenizer(
-                f"model {sent.info.name!r} scored {len(row)} tokens of input {i}, which has {len(encoding.ids)}"
-            )
-    labelled = [(e, activate(row, "softmax")) for e, row in zip(encodings, rows, strict=True)]
-    return labelled, sent.info, sent.measures
+
+    def labelled() -> Iterator[tuple[Encoding, Scores]]:
+        for i, (text, row) in enumerate(zip(texts, rows, strict=True)):
+            [encoding] = sent.tokenizer.tokenize([text], truncate=job.truncate, direction=job.direction)
+            if len(row) != len(encoding.ids):
+                raise StaleTokenizer(
+                    f"model {sent.info.name!r} scored {len(row)} tokens of input {i}, which has {len(encoding.ids)}"
+                )
+            yield encoding, activate(row, "softmax")
+
+    return labelled(), sent.info, sent.measures
 
 
 def _send(backend: Backend, job: ScoreJob, pick: Callable[[], ModelInfo]) -> _Sent:

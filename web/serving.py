@@ -7,9 +7,11 @@ import sys
 from math import ceil
 from typing import Any
 
+from gpu_server import variables
 from gpu_server.errors import ConfigError, TorchGuardError
-from web import affinity, autoscale, guard, threaded
-from web.settings import Settings
+from web import affinity, autoscale, guard, listening, threaded
+from web.auth import Keys
+from web.settings import VARIABLES, Settings
 from web.spreading import Spreading
 
 BOOT_ERROR = 3
@@ -18,6 +20,8 @@ BOOT_ERROR = 3
 try:
     settings = Settings.from_env()
     autoscale.check(settings)
+    bind = listening.addresses(settings)
+    Keys.from_settings(settings)
 except ConfigError as error:
     sys.stderr.write(f"gpu-server web: {error}\n")
     raise SystemExit(error.exit_code) from None
@@ -33,7 +37,6 @@ def worker_count(wanted: int, concurrency: str, cores: int) -> int:
     return int(concurrency) if concurrency.isdecimal() and int(concurrency) else min(cores, 16)
 
 
-bind = [settings.bind, settings.metrics_bind] if ":" in settings.metrics_bind else settings.bind
 workers = worker_count(settings.workers, os.environ.get("WEB_CONCURRENCY", ""), len(os.sched_getaffinity(0)))
 if settings.autoscale_max:
     workers = min(max(workers, settings.autoscale_min), settings.autoscale_max)
@@ -48,6 +51,20 @@ keepalive = 75
 # Nothing here needs it, and its thread beside fork() has hung workers.
 control_socket_disable = True
 spreading = Spreading()
+
+
+def on_starting(server: Any) -> None:
+    """Name the variables that nothing reads; let a worker that cannot boot end Gunicorn by its own exit status."""
+    for line in variables.unread(web=VARIABLES):
+        server.log.warning(line)
+    stop = server.stop
+
+    def stop_whatever_ends(graceful: bool = True) -> None:
+        # No exit status is -1: a second such worker, reaped here, would raise out of the stop that the first one began.
+        server.WORKER_BOOT_ERROR = server.APP_LOAD_ERROR = -1
+        stop(graceful)
+
+    server.stop = stop_whatever_ends
 
 
 def when_ready(server: Any) -> None:

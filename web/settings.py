@@ -21,6 +21,12 @@ class Settings:
         25.0, "seconds a request may take before it is a 504; below Gunicorn's timeout", low=0.1, high=3600
     )
     max_body_bytes: int = setting(8 << 20, "bytes of a request body", low=1024, high=1 << 31)
+    max_answer_bytes: int = setting(
+        128 << 20,
+        "bytes of outputs in one answer, with items of unequal length filled up; JSON takes about three times as many",
+        low=1 << 20,
+        high=1 << 31,
+    )
     torch_guard: str = setting(
         "error", "what an import of torch and the like does in a worker", choices=MODES
     )
@@ -85,3 +91,7 @@ class Settings:
 def variable_of(name: str) -> str:
     """The environment variable of a setting."""
     return env_name(f"web_{name}")
+
+
+VARIABLES = tuple(variable_of(about.name) for about in fields(Settings))
+"""Every variable that this tier reads under its prefix."""

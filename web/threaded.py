@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
+import selectors
 import signal
-import socket
-import struct
 import time
-from concurrent.futures import Future
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
+from gunicorn.http.message import Request
+from gunicorn.http.parser import RequestParser
 from gunicorn.workers import gthread
 
-SILENCE_S = 15
-"""How long a client may be silent in the middle of a request before its connection ends."""
+from web import silence
+
 STOP_S = 2.0
 """How long a worker that stops waits for a connection that has asked nothing yet: as long as for one that has."""
+
+
+class CandidRequest(Request):  # type: ignore[misc]
+    """Says that its connection ends where its body did not come whole; Gunicorn ends it, but announces the contrary."""
+
+    def should_close(self) -> bool:
+        """Whether the connection ends with this request."""
+        return bool(getattr(self.body, "failed", False) or super().should_close())
 
 
 def mend(worker: Any) -> None:
     """Change one worker, if it is of the threaded class."""
     if isinstance(worker, gthread.ThreadWorker):
+        silence.bound_tls(worker.cfg)
+        silence.keep_out_of_the_log()
+        RequestParser.mesg_class = CandidRequest
         _wait_in_the_poller(worker)
         _close_in_the_thread(worker)
         _stop_without_the_silent(worker)
@@ -32,16 +44,17 @@ def mend(worker: Any) -> None:
 def _wait_in_the_poller(worker: Any) -> None:
     """Let a new connection take a thread when its first byte is there; Gunicorn lets it have one for 5 s before."""
     enqueue = worker.enqueue_req
-    later: Future[object] = Future()
-    later.set_result(gthread._DEFER)
 
     def enqueue_req(conn: Any) -> None:
-        if conn.initialized or conn.data_ready or not worker.alive:
+        if conn.initialized or conn.data_ready:
             enqueue(conn)
             return
-        # Of the socket itself: reads of a whole request have no other bound.
-        conn.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("@ll", SILENCE_S, 0))
-        worker.finish_request(conn, later)
+        silence.bound(conn.sock)
+        # No shorter without keep-alive, which is about connections that have had an answer.
+        conn.timeout = time.monotonic() + max(worker.cfg.keepalive, silence.SILENCE_S)
+        worker.pending_conns.append(conn)
+        readable = partial(worker.on_pending_socket_readable, conn)
+        worker.poller.register(conn.sock, selectors.EVENT_READ, readable)
 
     worker.enqueue_req = enqueue_req
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 from datetime import timedelta
 from typing import Any
 
@@ -35,13 +34,6 @@ class Logger(glogging.Logger):  # type: ignore[misc]
             log.handlers = list(self.error_log.handlers)
             log.setLevel(self.loglevel)
             log.propagate = False
-
-    def exception(self, msg: str, *args: Any, **kwargs: Any) -> None:
-        """An error with its traceback; that a client has stopped sending is none."""
-        if isinstance(sys.exc_info()[1], BlockingIOError):
-            self.debug("a client was silent in the middle of a request")
-        else:
-            super().exception(msg, *args, **kwargs)
 
     def access(self, resp: Any, req: Any, environ: dict[str, Any], request_time: timedelta) -> None:
         """One line for a request that was answered."""

@@ -73,13 +73,19 @@ def native(call: Call, model: str = "") -> Answer:
 @routes.post("/vertex", body=VertexRequest)
 def vertex(call: Call, body: VertexRequest) -> Answer:
     """Each instance as the route that suits the model would answer it; a query with texts is reranked."""
-    info = Backend(call).default_model()
+    backend = Backend(call)
+    info = backend.default_model()
     if info.kind == "custom":
         raise UnsupportedOperation(f"model {info.name!r} is not a text model; use /v1/models/<model>/infer")
     instances = [_instance(call, info, i, bytes(raw)) for i, raw in enumerate(body.instances)]
+    answers: list[bytes] = []
+    size = 0
     with ThreadPoolExecutor(min(len(instances), INSTANCES_AT_ONCE)) as pool:
-        answers = list(pool.map(lambda instance: instance(), instances))
-    return Answer(b'{"predictions":[' + b",".join(answer.body for answer in answers) + b"]}")
+        for answer in pool.map(lambda instance: instance(), instances):
+            answers.append(answer.body)
+            size += len(answer.body)
+            backend.check_answer(size, "send fewer instances")
+    return Answer(b'{"predictions":[%b]}' % b",".join(answers))
 
 
 def _instance(call: Call, info: ModelInfo, i: int, raw: bytes) -> Callable[[], Answer]:

@@ -16,7 +16,7 @@ from web.body import decode
 from web.call import Call
 from web.encoding import Answer, json_answer
 from web.errors import BadField
-from web.kserve import metadata, read_inputs, write_output
+from web.kserve import filled_bytes, metadata, read_inputs, write_output
 from web.measures import MODEL_VERSION
 from web.routing import Routes
 from web.schemas import KServeInferRequest
@@ -24,6 +24,7 @@ from web.schemas import KServeInferRequest
 routes = Routes("kserve")
 
 JSON_LENGTH = "inference-header-content-length"
+MAX_DIGITS = 12
 MODEL = "/v2/models/<path:model>"
 VERSION = f"{MODEL}/versions/<version>"
 
@@ -87,7 +88,7 @@ def model_infer(call: Call, model: str, version: str = "") -> Answer:
     parameters = {k: v for k, v in asked.parameters.items() if k not in own}
     reply = backend.send(tensors, info, parameters)
     raise_item_errors(reply)
-    return _write(asked, info, reply)
+    return _write(backend, asked, info, reply)
 
 
 def _model(backend: Backend, name: str, version: str) -> ModelInfo:
@@ -101,8 +102,8 @@ def _read(call: Call) -> tuple[KServeInferRequest, bytes]:
     body, given = call.body(), call.header(JSON_LENGTH)
     if not given:
         return decode(body, KServeInferRequest, "inputs"), b""
-    if not given.isdecimal() or int(given) > len(body):
-        raise BadField(JSON_LENGTH, f"{given!r} is no length within the body of {len(body)} bytes")
+    if not given.isdecimal() or len(given) > MAX_DIGITS or int(given) > len(body):
+        raise BadField(JSON_LENGTH, f"{given:.24} is no length within the body of {len(body)} bytes")
     return decode(body[: int(given)], KServeInferRequest, "inputs"), body[int(given) :]
 
 
@@ -112,7 +113,7 @@ def _timeout_s(asked: KServeInferRequest) -> float | None:
     return given / 1e6 if isinstance(given, int) and given > 0 else None
 
 
-def _write(asked: KServeInferRequest, info: ModelInfo, reply: Reply) -> Answer:
+def _write(backend: Backend, asked: KServeInferRequest, info: ModelInfo, reply: Reply) -> Answer:
     outputs, version = reply.outputs, reply.header.version
     every = asked.parameters.get("binary_data_output") is True
     wanted = {o.name: o.parameters.get("binary_data", every) is True for o in asked.outputs or ()}
@@ -120,6 +121,8 @@ def _write(asked: KServeInferRequest, info: ModelInfo, reply: Reply) -> Answer:
     missing = [name for name in wanted if name not in outputs]
     if missing:
         raise BadField("outputs", f"{missing[0]!r} is none of the outputs: {', '.join(outputs)}")
+    unfilled = f"ask for fewer items, or POST /v1/models/{info.name}/infer, which fills none up"
+    backend.check_answer(sum(filled_bytes(outputs[name]) for name in wanted), unfilled)
     written = [part for name, binary in wanted.items() for part in write_output(name, outputs[name], binary)]
     head: dict[str, Any] = {
         "model_name": info.name,
@@ -132,5 +135,5 @@ def _write(asked: KServeInferRequest, info: ModelInfo, reply: Reply) -> Answer:
     if any("parameters" in about for about, _ in written):
         answer.headers[JSON_LENGTH] = str(len(answer.body))
         answer.content_type = "application/octet-stream"
-        answer.body += b"".join(data for _, data in written)
+        answer.body = b"".join((answer.body, *(data for _, data in written)))
     return answer

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from gpu_server.wire.documents import ModelInfo
 from web.backend import Backend
 from web.call import Call
 from web.embedding import TextJob, embed
-from web.encoding import Answer, json_answer
+from web.encoding import Answer, json_answer, json_rows
 from web.errors import BadField, EmptyInput
 from web.inputs import as_pairs, as_texts
 from web.measures import Measures
@@ -47,7 +47,8 @@ def predict(call: Call, body: PredictRequest, model: str = "") -> Answer:
     )
     scores, info, measures = score(Backend(call), job)
     answer = _predictions(scores, info.labels)
-    return json_answer(answer[0] if single else answer, headers=measures.headers(info))
+    headers = measures.headers(info)
+    return json_answer(next(answer), headers=headers) if single else json_rows(answer, headers)
 
 
 @routes.post("/rerank", "/models/<path:model>/rerank", body=RerankRequest, texts="texts", hot=True)
@@ -150,8 +151,8 @@ def _best_first(scores: Vectors) -> list[int]:
     return order
 
 
-def _predictions(scores: Vectors, labels: Sequence[str]) -> list[list[dict[str, Any]]]:
-    return [[{"score": row[i], "label": labels[i]} for i in _best_first(row)] for row in scores]
+def _predictions(scores: Vectors, labels: Sequence[str]) -> Iterator[list[dict[str, Any]]]:
+    return ([{"score": row[i], "label": labels[i]} for i in _best_first(row)] for row in scores)
 
 
 def _texts(value: str | list[str] | None, other: str | list[str] | None, field: str) -> list[str]:

@@ -12,7 +12,7 @@ from web.backend import Backend
 from web.call import Call
 from web.embedding import TextJob, embed_sparse, embed_tokens
 from web.embedding import embed as embed_texts
-from web.encoding import Answer, json_answer
+from web.encoding import Answer, json_answer, json_rows
 from web.errors import EmptyInput, Problem, render
 from web.inputs import as_items
 from web.routing import Routes
@@ -51,8 +51,8 @@ def sparse(call: Call, body: EmbedSparseRequest, model: str = "") -> Answer:
     """What is not zero of each text's sparse embedding, as index and value."""
     rows, info, measures = embed_sparse(Backend(call), _job(body, model))
     # Numpy's own scalars, which are written with the digits of a float32.
-    answer = [[{"index": i, "value": v} for i, v in zip(*row, strict=True)] for row in rows]
-    return json_answer(answer, headers=measures.headers(info))
+    answer = ([{"index": i, "value": v} for i, v in zip(*row, strict=True)] for row in rows)
+    return json_rows(answer, measures.headers(info))
 
 
 @routes.post("/similarity", "/models/<path:model>/similarity", body=SimilarityRequest)
@@ -115,9 +115,9 @@ def health(call: Call) -> Answer:
     )
 
 
-def direction_of(given: str | None) -> Direction:
-    """A body's truncation direction in lower case."""
-    return cast(Direction, (given or "right").lower())
+def direction_of(given: str | None) -> Direction | None:
+    """A body's truncation direction in lower case; None means the model's own."""
+    return cast(Direction, given.lower()) if given else None
 
 
 def _job(body: EmbedRequest | EmbedAllRequest, model: str) -> TextJob:

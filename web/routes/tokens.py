@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from gpu_server.scores import Scores
 from web.backend import Backend
 from web.call import Call
-from web.encoding import Answer, json_answer
+from web.encoding import Answer, json_answer, json_rows
 from web.entities import group, labelled
 from web.inputs import as_texts
 from web.routing import Routes
 from web.schemas import TokenClassificationRequest, TokenParameters
 from web.scoring import ScoreJob, label_tokens
+
+if TYPE_CHECKING:
+    from tokenizers import Encoding
 
 routes = Routes("tei")
 
@@ -26,11 +30,13 @@ def classify_tokens(call: Call, body: TokenClassificationRequest, model: str = "
     ignored = frozenset(options.ignore_labels if options.ignore_labels is not None else ["O"])
     job = ScoreJob(texts, "inputs", (), model or body.model or "", truncate=body.truncate is not False)
     found, info, measures = label_tokens(Backend(call), job)
-    answer: list[list[dict[str, Any]]] = []
-    for text, (encoding, scores) in zip(texts, found, strict=True):
+
+    def entities(text: str, encoding: Encoding, scores: Scores) -> list[dict[str, Any]]:
         tokens = labelled(text, encoding, scores, info.labels)
         if options.aggregation_strategy == "none":
-            answer.append([t for t in tokens if t["entity"] not in ignored])
-        else:
-            answer.append(group(text, tokens, ignored))
-    return json_answer(answer[0] if isinstance(body.inputs, str) else answer, headers=measures.headers(info))
+            return [t for t in tokens if t["entity"] not in ignored]
+        return group(text, tokens, ignored)
+
+    answer = (entities(text, *labels) for text, labels in zip(texts, found, strict=True))
+    single, headers = isinstance(body.inputs, str), measures.headers(info)
+    return json_answer(next(answer), headers=headers) if single else json_rows(answer, headers)

@@ -40,6 +40,7 @@ def post(
     [
         (b"", 400, "malformed"),
         (b"{", 400, "malformed"),
+        (b"{1:2}", 400, "malformed JSON: object keys must be strings (byte 1)"),
         (b'{"inputs":"a"} x', 400, "malformed"),
         (b'{"inputs":["a","b\\ud800"]}', 400, "inputs[1]: a lone surrogate"),
         (b'{"inputs":"a","x":{"y":[1,"\\udc00 and more"]}}', 400, "x.y[1]: a lone surrogate"),

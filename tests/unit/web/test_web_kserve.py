@@ -197,6 +197,7 @@ def test_a_bad_request_names_the_tensor(http: FlaskClient, change: Any, words: s
         (12, bytes(12), "", "needs 16 bytes, and 12 are there"),
         (16, bytes(16), "9999", "no length within the body"),
         (16, bytes(16), "-1", "no length within the body"),
+        (16, bytes(16), "9" * 5000, "no length within the body"),
     ],
 )
 def test_bad_binary_data(http: FlaskClient, size: Any, data: bytes, header: str, words: str) -> None:
@@ -217,6 +218,26 @@ def test_a_shape_of_many_empty_rows_is_refused_before_it_costs_memory(http: Flas
     assert answer.status_code == 413, answer.get_json()
     assert "max_items" in answer.get_json()["error"]
     assert peak < 3_000_000
+
+
+def test_rows_are_not_filled_up_to_more_than_an_answer_may_hold() -> None:
+    info = ModelInfo(name="ragged", version="1")
+    rows = [np.zeros(1, np.float32)] * 255 + [np.zeros(16_384, np.float32)]
+    model = FakeModel(info, lambda inputs, params: {"rows": Tensor.from_rows(rows, "f32")})
+    given = {"name": "x", "shape": [256], "datatype": "UINT8", "data": [0] * 256}
+    asked = {"inputs": [given], "parameters": {"binary_data_output": True}}
+    with FakeServer(model) as server, Client(server.endpoint) as client:
+        http = create_app(client, Settings(max_answer_bytes=(16 << 20) - 1)).test_client()
+        tracemalloc.start()
+        answer = http.post("/v2/models/ragged/infer", json=asked)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert answer.status_code == 413
+        for words in ("16777216 bytes", "max_answer_bytes = 16777215", "/v1/models/ragged/infer"):
+            assert words in answer.get_json()["error"]
+        assert peak < 4 << 20
+        http = create_app(client, Settings(max_answer_bytes=16 << 20)).test_client()
+        assert http.post("/v2/models/ragged/infer", json=asked).status_code == 200
 
 
 def test_data_is_flattened_no_deeper_than_its_shape(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -82,6 +82,15 @@ def test_vertex_answers_each_instance(two: FlaskClient) -> None:
     assert (np.shape(first), np.shape(second)) == ((1, 8), (2, 3))
 
 
+def test_vertex_answers_no_more_than_an_answer_may_hold(client: Client) -> None:
+    one = {"inputs": ["a"] * 8}
+    http = create_app(client, Settings(max_answer_bytes=2048)).test_client()
+    assert http.post("/vertex", json={"instances": [one]}).status_code == 200
+    answer = http.post("/vertex", json={"instances": [one] * 8})
+    assert answer.status_code == 413
+    assert "max_answer_bytes = 2048: send fewer instances" in answer.get_json()["error"]
+
+
 def test_vertex_s_instances_are_on_their_way_together_and_answered_in_order() -> None:
     model = embedding_model()
     others = threading.Event()
@@ -137,3 +146,20 @@ def test_limits_of_a_request_are_those_of_the_settings(client: Client) -> None:
         "inputs: 11 tokens exceed max_client_tokens = 10",
     )
     assert http.post("/embed", json={"inputs": "a" * 8}).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/v1/models/embedding/infer", "/v2/models/embedding/infer", "/embed"])
+def test_an_answer_is_no_larger_than_the_setting(client: Client, path: str) -> None:
+    http = create_app(client, Settings(max_answer_bytes=64)).test_client()
+
+    def ask(items: int) -> tuple[int, str]:
+        ids = [[256, 97, 257]] * items
+        tensor = {"name": "input_ids", "datatype": "INT32", "shape": [items, 3], "data": ids}
+        bodies: dict[str, Any] = {"v1": {"inputs": {"input_ids": ids}}, "v2": {"inputs": [tensor]}}
+        answer = http.post(path, json=bodies.get(path[1:3], {"inputs": ids}))
+        return answer.status_code, answer.get_data(as_text=True)
+
+    assert ask(2)[0] == 200
+    status, said = ask(3)
+    assert status == 413
+    assert "96 bytes of outputs exceed max_answer_bytes = 64" in said

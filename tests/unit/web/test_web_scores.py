@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,7 +13,7 @@ from fake_heads import MAX_LENGTH, classifier, reranker, sparse, token_classifie
 from flask.testing import FlaskClient
 
 from gpu_server.client import Client
-from gpu_server.testing import FakeModel, FakeServer, byte_tokenizer, embedding_model
+from gpu_server.testing import FakeModel, FakeServer, byte_tokenizer, embedding_model, scores_model
 from gpu_server.tokenizing import TextTokenizer, digest
 from gpu_server.wire import Limits, Tensor
 from gpu_server.wire.documents import TextInfo
@@ -150,6 +151,31 @@ def test_sparse_gives_indices_and_values(http: FlaskClient) -> None:
         {"index": 257, "value": 0.1},
     ]
     assert [v["index"] for v in answer[1]] == [99, 256, 257]
+
+
+def test_vectors_of_more_tokens_than_an_answer_may_hold_are_not_computed() -> None:
+    with FakeServer(embedding_model()) as server, Client(server.endpoint) as client:
+        # Four tokens of 8 float32 each.
+        http = create_app(client, Settings(max_answer_bytes=128)).test_client()
+        assert http.post("/embed_all", json={"inputs": ["ab"]}).status_code == 200
+        before = server.requests["infer"]
+        answer = http.post("/embed_all", json={"inputs": ["abc"]})
+        assert (answer.status_code, server.requests["infer"]) == (413, before)
+        assert "160 bytes of outputs exceed max_answer_bytes = 128" in answer.get_json()["error"]
+
+
+def test_predictions_are_never_all_there_as_objects() -> None:
+    labels = tuple(f"LABEL_{i}" for i in range(500))
+    with FakeServer(scores_model("many", labels)) as server, Client(server.endpoint) as client:
+        http = create_app(client, Settings()).test_client()
+        asked = {"inputs": [["a"]] * 64}
+        ask(http, "/predict", **asked)
+        tracemalloc.start()
+        answer = http.post("/predict", json=asked)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert len(answer.get_json()) == 64
+        assert peak < 4 * len(answer.data)
 
 
 def test_embed_all_gives_every_token(http: FlaskClient) -> None:

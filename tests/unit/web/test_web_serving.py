@@ -5,6 +5,7 @@ import runpy
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -36,18 +37,36 @@ def test_only_risky_settings_are_warned_about() -> None:
     assert "--timeout" in serving.warnings_for("gevent", 25, 25.0)[0]
 
 
-def test_a_bad_variable_is_one_line_and_exit_78() -> None:
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("THREADS", "lots"), ("BIND", "foo"), ("METRICS_BIND", "127.0.0.1:99999"), ("API_KEYS", "a:b:c:d"),
+        ("API_KEYS_FILE", "/nonexistent/keys"),
+    ],
+)  # fmt: skip
+def test_a_bad_variable_is_one_line_and_exit_78(name: str, value: str) -> None:
     done = subprocess.run(
         [sys.executable, "-c", "import web.serving"],
         cwd=ROOT,
-        env=os.environ | {"GPU_SERVER_WEB_THREADS": "lots"},
+        env=os.environ | {f"GPU_SERVER_WEB_{name}": value},
         capture_output=True,
         text=True,
         timeout=30,
     )
     assert done.returncode == 78
     assert done.stderr.count("\n") == 1
-    assert "GPU_SERVER_WEB_THREADS" in done.stderr
+    assert f"GPU_SERVER_WEB_{name}" in done.stderr
+
+
+def test_a_misspelt_variable_is_one_line_with_the_one_that_is_meant(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GPU_SERVER_WEB_WORKRES", "4")
+    monkeypatch.setenv("GPU_SERVER_WEB_WORKERS", "2")
+    lines: list[str] = []
+    log = SimpleNamespace(warning=lines.append)
+    serving.on_starting(SimpleNamespace(log=log, stop=lambda graceful: None))
+    (line,) = (line for line in lines if "_WEB_" in line)
+    assert line.startswith("GPU_SERVER_WEB_WORKRES ")
+    assert line.endswith("did you mean GPU_SERVER_WEB_WORKERS?")
 
 
 def test_the_master_reads_the_settings_without_the_app() -> None:

@@ -91,6 +91,18 @@ def test_long_texts_are_cut_on_the_left(http: FlaskClient, side: str) -> None:
     np.testing.assert_allclose(got, [unit(ids_of("a" * 62)), unit([97] * 64)], rtol=1e-6)
 
 
+@pytest.mark.parametrize(("side", "kept"), [(None, "b"), ("Right", "a")])
+def test_a_model_may_say_which_side_is_cut(side: str | None, kept: str) -> None:
+    model = embedding_model("m")
+    assert model.info.text is not None
+    model.info.text.truncation_direction = "left"
+    texts = ["a" * 20_000 + "b" * 62, [97] * 64 + [98] * 64]
+    with FakeServer(model) as server, Client(server.endpoint) as client:
+        http = create_app(client, Settings(timeout_s=5)).test_client()
+        got = matrix(http, inputs=texts, truncation_direction=side)
+    np.testing.assert_allclose(got, [unit(ids_of(kept * 62)), unit([ord(kept)] * 64)], rtol=1e-6)
+
+
 def test_normalize_and_dimensions(http: FlaskClient) -> None:
     raw = matrix(http, inputs="x", normalize=False)
     np.testing.assert_allclose(raw, [fake_vector(ids_of("x"))], rtol=1e-6)

@@ -55,18 +55,6 @@ def test_gunicorns_and_the_apps_lines_have_one_form(capsys: pytest.CaptureFixtur
     assert " warning web careful package=jax pid=" in lines[1]
 
 
-def test_a_client_that_stops_sending_is_no_error(capsys: pytest.CaptureFixture[str]) -> None:
-    log = made()
-    for error in (BlockingIOError(11, "again"), OSError(5, "broken")):
-        try:
-            raise error
-        except OSError:
-            log.exception("Socket error processing request.")
-    said = capsys.readouterr().err
-    assert said.count("Socket error") == said.count("Traceback") == 1
-    assert "broken" in said
-
-
 def test_a_request_is_one_line_with_its_ids(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
