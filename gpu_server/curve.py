@@ -50,7 +50,8 @@ def make(stem: Path) -> tuple[Path, Path]:
         raise ConfigError(f"{stem}: names no file")
     public, secret = zmq.curve_keypair()
     private, shared = stem.with_name(f"{stem.name}.key"), stem.with_name(f"{stem.name}.pub")
-    if shared.exists():
+    # False where one may not look: writing says why.
+    if os.path.exists(shared):
         raise ConfigError(f"{shared}: File exists")
     _write(private, secret.decode(), 0o600)
     _write(shared, f"{public.decode()} {stem.name}", 0o644)
@@ -108,6 +109,9 @@ def for_client(settings: ClientConfig, endpoint: str) -> ClientKeys | None:
 def read_secret(path: Path) -> bytes:
     """A secret key. Raises ConfigError if it is none, or anybody but its owner could read it."""
     text, mode = _read(path)
+    key, named, _ = text.strip().partition(" ")
+    if named and _is_key(key):
+        raise ConfigError(f"{path}: this is a public key; the secret one is in the .key file made with it")
     if mode & 0o077:
         raise ConfigError(f"{path}: others than its owner may open this secret key; run: chmod 600 {path}")
     return _key(text.strip(), str(path))
@@ -160,9 +164,13 @@ def _read(path: Path) -> tuple[str, int]:
 
 def _key(text: str, origin: str) -> bytes:
     """A key as ZeroMQ takes it; the message never has the text, which may be a secret."""
-    try:
-        if len(text) == KEY_CHARACTERS and z85.decode(text):
-            return text.encode()
-    except (KeyError, ValueError, struct.error):
-        pass
+    if _is_key(text):
+        return text.encode()
     raise ConfigError(f"{origin}: not a key of {KEY_CHARACTERS} characters (gpu-server keys makes them)")
+
+
+def _is_key(text: str) -> bool:
+    try:
+        return len(text) == KEY_CHARACTERS and bool(z85.decode(text))
+    except (KeyError, ValueError, struct.error):
+        return False

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 import time
+from pathlib import Path
 from typing import Any, TextIO
 
 _PLAIN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
@@ -13,6 +15,9 @@ _PLAIN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
 
 def setup(level: str = "info", form: str = "text", process: str = "daemon") -> None:
     """Send this process's logs to stderr; call once per process."""
+    if sys.stderr is None:
+        # Closed by whoever started the process. What else is written there must not fail either.
+        sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - for as long as the process lives
     handler = OverABar(sys.stderr) if sys.stderr.isatty() else logging.StreamHandler(sys.stderr)
     handler.setFormatter(Formatter(process, as_json=form == "json"))
     root = logging.getLogger("gpu_server")
@@ -39,7 +44,7 @@ class Formatter(logging.Formatter):
         self._with_pid = with_pid
 
     def format(self, record: logging.LogRecord) -> str:
-        """One line; line breaks inside values are escaped."""
+        """One line; what is not printable is escaped, as JSON does it."""
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z"
         values: dict[str, Any] = {k: v for k, v in vars(record).items() if k not in _PLAIN}
         if self._with_pid:
@@ -49,17 +54,21 @@ class Formatter(logging.Formatter):
         level, event = record.levelname.lower(), record.getMessage()
         if self._as_json:
             known = {"time": stamp, "level": level, "process": self._process, "event": event}
-            return json.dumps(known | values, default=str, ensure_ascii=False)
+            return _visible(json.dumps(known | values, default=str, ensure_ascii=False))
         pairs = "".join(f" {k}={_quote(v)}" for k, v in values.items())
-        return f"{stamp} {level} {self._process} {_escape(event)}{pairs}"
-
-
-def _escape(text: str) -> str:
-    return text.replace("\\", "\\\\").replace("\n", "\\n").replace("\r", "\\r")
+        event = _visible(event.replace("\\", "\\\\"))
+        return f"{stamp} {level} {self._process} {event}{pairs}"
 
 
 def _quote(value: object) -> str:
     text = f"{value:.3f}" if isinstance(value, float) else str(value)
-    if text and not any(c in text for c in ' ="\\\n\r\t'):
+    if text and text.isprintable() and not any(c in text for c in ' ="\\'):
         return text
-    return json.dumps(text, ensure_ascii=False)
+    return _visible(json.dumps(text, ensure_ascii=False))
+
+
+def _visible(text: str) -> str:
+    """Text that moves no cursor and begins no line where the log is read, whatever a caller put into it."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)

@@ -7,6 +7,7 @@ import ctypes
 import json
 import math
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -29,6 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 START_LIMIT_S = 600.0
 STOP_LIMIT_S = 40.0
 SENTENCES = ["A man is eating food.", "A man eats something."]
+SHOWN_CHARACTERS = 300
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 LIBC = ctypes.CDLL(None)
 PR_SET_PDEATHSIG = 1
@@ -71,8 +73,9 @@ def _options() -> argparse.Namespace:
         help="module:Class or a folder, seen from the current folder, or a hub id; all-MiniLM-L6-v2 if left out",
     )  # fmt: skip
     parser.add_argument(
-        "--check", action="store_true", help="embed two sentences over HTTP, print their similarity, and stop"
-    )
+        "--check", action="store_true",
+        help="send one request over HTTP, print what is answered (of embeddings, how similar two are), and stop",
+    )  # fmt: skip
     return parser.parse_args()
 
 
@@ -121,6 +124,7 @@ def _run(
     host, port = listener.getsockname()[:2]
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     children: Children = {}
+    key = _add_key(environment) if options.check else ""
 
     def start(name: str, *arguments: str, **how: Any) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", *arguments]
@@ -136,7 +140,7 @@ def _run(
     start("Gunicorn", "gunicorn", "--bind", bind, "web:app", cwd=ROOT, pass_fds=[listener.fileno()])
     _wait(lambda: _web_ready(url), children)
     if options.check:
-        return _check(url)
+        return _check(url, model, key)
     print(f"\nServing on {url}; Ctrl-C stops. Try, in another terminal, or at {url}/docs:")
     print(f"  {example(url, model)}", flush=True)
     while True:
@@ -150,12 +154,17 @@ def example(url: str, model: ModelInfo) -> str:
         path, body = EXAMPLES[model.kind]
         return f"curl -s {url}/{path} -H 'content-type: application/json' -d '{json.dumps(body)}'"
     name = quote(model.name)
-    if not model.inputs or any(one.dtype == "bytes" for one in model.inputs):
+    if not _fillable(model):
         return f"curl -s {url}/v2/models/{name}"
     items = ", ".join(f'"{one.name}": [{_item(one.dtype, one.shape)}]' for one in model.inputs)
     body_of = f'import json; print(json.dumps({{"inputs": {{{items}}}}}))'
     post = f"curl -s {url}/v1/models/{name}/infer -H 'content-type: application/json' -d @-"
     return f"python3 -c '{body_of}' | {post}"
+
+
+def _fillable(model: ModelInfo) -> bool:
+    """Whether its declaration is enough to make inputs that fit it."""
+    return bool(model.inputs) and all(one.dtype != "bytes" for one in model.inputs)
 
 
 def _item(dtype: str, shape: tuple[int, ...]) -> str:
@@ -220,17 +229,68 @@ def _web_ready(url: str) -> bool:
         return False
 
 
-def _check(url: str) -> int:
-    body = json.dumps({"inputs": SENTENCES}).encode()
-    request = urllib.request.Request(f"{url}/embed", body, {"content-type": "application/json"})
-    with urllib.request.urlopen(request, timeout=30) as reply:
-        first, second = json.load(reply)
+def _add_key(environment: dict[str, str]) -> str:
+    """Where keys are asked for, add one for this run alone: of those that are set only digests may be known."""
+    listed = environment.get("GPU_SERVER_WEB_API_KEYS", "")
+    if not listed and not environment.get("GPU_SERVER_WEB_API_KEYS_FILE"):
+        return ""
+    key = secrets.token_hex(16)
+    environment["GPU_SERVER_WEB_API_KEYS"] = f"{listed},scripts/serve:{key}"
+    return key
+
+
+def _check(url: str, model: ModelInfo, key: str) -> int:
+    path, body = ("embed", {"inputs": SENTENCES}) if model.kind == "embedding" else _trial(model)
+    answer = _ask(f"{url}/{path}", body, key)
+    if model.kind != "embedding":
+        print(f"{url}/{path} answered {_shown(json.dumps(answer))}")
+        return 0
+    first, second = answer
     similarity = sum(a * b for a, b in zip(first, second, strict=True)) / (
         math.hypot(*first) * math.hypot(*second)
     )
     print(f"{url}/embed answered {len(first)} dimensions")
     print(f"similarity of {SENTENCES[0]!r} and {SENTENCES[1]!r}: {similarity:.4f}")
     return 0
+
+
+def _ask(url: str, body: object, key: str) -> Any:
+    """The answer to a POST, or without a body to a GET; one line, and the end, where there is none."""
+    headers = {"content-type": "application/json"} | ({"authorization": f"Bearer {key}"} if key else {})
+    data = None if body is None else json.dumps(body).encode()
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, data, headers), timeout=30) as reply:
+            return json.load(reply)
+    except urllib.error.HTTPError as error:
+        sys.exit(
+            f"scripts/serve: {url} answered {error.code}: {_shown(error.read().decode(errors='replace'))}"
+        )
+    except OSError as error:
+        sys.exit(f"scripts/serve: {url} does not answer: {error}")
+
+
+def _trial(model: ModelInfo) -> tuple[str, object]:
+    """Path and body of the request that `example` shows; without a body it is a GET."""
+    if model.kind in EXAMPLES:
+        return EXAMPLES[model.kind]
+    if not _fillable(model):
+        return f"v2/models/{quote(model.name)}", None
+    inputs = {one.name: [_value(one.dtype, one.shape)] for one in model.inputs}
+    return f"v1/models/{quote(model.name)}/infer", {"inputs": inputs}
+
+
+def _value(dtype: str, shape: tuple[int, ...]) -> object:
+    """An item that fits a declaration."""
+    item: object = "Hello" if dtype == "utf8" else 0
+    for size in reversed(shape):
+        item = [item] * max(size, 1)
+    return item
+
+
+def _shown(text: str) -> str:
+    """A text on one line, and not too much of it."""
+    line = " ".join(text.split())
+    return line if len(line) <= SHOWN_CHARACTERS else f"{line[:SHOWN_CHARACTERS]} …"
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

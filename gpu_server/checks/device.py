@@ -11,6 +11,8 @@ from gpu_server.checks.finding import Finding, fine
 from gpu_server.source import INSTALL_SERVER
 
 WHEELS = "https://pytorch.org/get-started/locally/"
+NO_PACKAGE = "the package nvidia-ml-py is not installed"
+ABSENT = "No module named 'torch'"
 KERNEL_DRIVER = Path("/proc/driver/nvidia/version")
 NODES = Path("/dev")
 
@@ -22,7 +24,7 @@ def read_driver() -> dict[str, Any]:
     try:
         import pynvml
     except ImportError:
-        return facts | {"error": "the package nvidia-ml-py is not installed"}
+        return facts | {"error": NO_PACKAGE}
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError as error:
@@ -58,6 +60,8 @@ def driver(facts: Mapping[str, Any]) -> Finding:
             "the driver is loaded, but this process sees no /dev/nvidia*",
             "give the container its GPU (docker run --gpus all), or the unit its devices: gpu-server systemd install",
         )
+    if facts["error"] == NO_PACKAGE:
+        return Finding("driver", "info", f"{NO_PACKAGE}, so the driver was not asked", INSTALL_SERVER)
     return Finding(
         "driver",
         "error",
@@ -69,10 +73,7 @@ def driver(facts: Mapping[str, Any]) -> Finding:
 def torch_build(facts: Mapping[str, Any], driver: Mapping[str, Any]) -> Finding:
     """Whether torch is there and was built for this driver and these GPUs."""
     if "version" not in facts:
-        said = f"torch cannot be imported: {facts['error']}"
-        return Finding(
-            "torch", "error", said, f"{INSTALL_SERVER}; a machine that only has web workers needs none"
-        )
+        return _no_torch(facts["error"])
     has = f"torch {facts['version']}, {'CUDA ' + facts['cuda'] if facts['cuda'] else 'built without CUDA'}"
     if not driver["gpus"]:
         return fine("torch", has)
@@ -95,6 +96,13 @@ def torch_build(facts: Mapping[str, Any], driver: Mapping[str, Any]) -> Finding:
             "look at CUDA_VISIBLE_DEVICES, the rights on /dev/nvidia*, and nvidia-smi",
         )
     return _built_for(has, facts)
+
+
+def _no_torch(error: str) -> Finding:
+    """Absent, it is missed only where models are to run, which their own finding says; broken, it is always wrong."""
+    if error == ABSENT:
+        return Finding("torch", "info", "torch is not installed: enough for web workers, not for a daemon")
+    return Finding("torch", "error", f"torch cannot be imported: {error}", f"install torch anew: {WHEELS}")
 
 
 def _built_for(has: str, facts: Mapping[str, Any]) -> Finding:

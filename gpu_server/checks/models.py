@@ -11,21 +11,33 @@ from gpu_server.checks import probe
 from gpu_server.checks.finding import Finding, fine
 from gpu_server.config import Config, ModelConfig
 from gpu_server.daemon import model_set
-from gpu_server.errors import ConfigError
+from gpu_server.errors import ConfigError, MissingDependency
 from gpu_server.wire.events import EngineSpec
 
 
-def names(config: Config) -> list[Finding]:
-    """What can be told of the models without loading them; empty where nothing speaks against that."""
-    found = []
+def names(config: Config, needed: bool = True) -> list[Finding]:
+    """What can be told of the models without loading them; empty where nothing speaks against that.
+
+    needed: this machine is to run them; else it may lack the packages, as one with web workers only does.
+    """
+    found: list[Finding] = []
     for model in config.models or (ModelConfig(),):
         try:
             source.check(model.source)
+        except MissingDependency as error:
+            return [*found, _missing(error, needed)]
         except ConfigError as error:
             found.append(
                 Finding("model", "error", str(error), "name module:Class, a folder or a hub id that is there")
             )
     return found
+
+
+def _missing(error: MissingDependency, needed: bool) -> Finding:
+    said, _, fix = str(error).partition("; ")
+    if needed:
+        return Finding("model", "error", said, fix)
+    return Finding("model", "info", f"{said}, so no model was looked at: the daemon that answers has its own")
 
 
 def load(config: Config, timeout_s: float) -> list[Finding]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gpu_server.checks import probe
+from gpu_server.checks import environment, probe
 from gpu_server.checks.finding import Finding, Severity, fine
 from gpu_server.errors import ConfigError
 
@@ -84,7 +84,7 @@ def look(gunicorn: Gunicorn) -> list[Finding]:
         workers = f"{facts['workers']} {facts['worker_class']} workers with {facts['threads']} threads"
         said = f"{workers}, timeout {facts['timeout']} s"
         found.insert(0, fine("gunicorn", said))
-    return [*found, *_app(gunicorn, facts["app"])]
+    return [*environment.findings(facts["unread"]), *found, *_app(gunicorn, facts["app"])]
 
 
 def worker_class(facts: Mapping[str, Any]) -> Finding | None:

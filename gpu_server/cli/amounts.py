@@ -1,6 +1,22 @@
-"""Numbers as people read them."""
+"""Numbers as people read and give them."""
 
 from __future__ import annotations
+
+import math
+from typing import Any
+
+import click
+
+
+class Range(click.FloatRange):
+    """Numbers between two bounds; nan, which no bound keeps out, is none of them."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The number. Ends the command with a usage error if it is none, or out of bounds."""
+        given = super().convert(value, param, ctx)
+        if math.isnan(given):
+            self.fail(f"{value} is not a number.", param, ctx)
+        return given
 
 
 def memory(size: int) -> str:

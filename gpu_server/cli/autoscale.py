@@ -14,6 +14,7 @@ from gpu_server.autoscale.engine_load import EngineLoad
 from gpu_server.autoscale.loop import Autoscaler
 from gpu_server.autoscale.processes import Master
 from gpu_server.cli import options
+from gpu_server.cli.amounts import Range
 from gpu_server.errors import ConfigError
 
 
@@ -33,7 +34,7 @@ from gpu_server.errors import ConfigError
 )
 @click.option(
     "--remove-after-s",
-    type=click.FloatRange(5),
+    type=Range(5),
     default=Policy.remove_after_s,
     show_default=True,
     help="Seconds for which fewer workers must have been enough.",

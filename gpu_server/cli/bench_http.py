@@ -10,22 +10,28 @@ from urllib.parse import urlsplit
 import click
 import msgspec
 
-from gpu_server.bench.bodies import requests
+from gpu_server.bench.bodies import LONGEST_WORDS, requests
 from gpu_server.bench.plan import Plan
 from gpu_server.bench.report import table
 from gpu_server.bench.run import bench
 from gpu_server.cli import options
+from gpu_server.cli.amounts import Range
 from gpu_server.cli.bar import show
 
 MOST_PROCESSES = 6
+MOST_RATE = 1_000_000
+MOST_S = 86_400
 
 
 def checked(url: str) -> str:
     """The URL, if it is one that can be reached over HTTP. Raises UsageError."""
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise click.UsageError(f"{url!r} is not a URL like http://127.0.0.1:8000/embed")
-    return url
+    try:
+        parts = urlsplit(url)
+        if parts.scheme in ("http", "https") and parts.hostname and parts.port != 0:
+            return url
+    except ValueError:
+        pass
+    raise click.UsageError(f"{url!r} is not a URL like http://127.0.0.1:8000/embed")
 
 
 def header(line: str) -> tuple[str, str]:
@@ -48,7 +54,7 @@ def default_processes() -> int:
 )
 @click.option(
     "--rate",
-    type=click.FloatRange(min=0),
+    type=Range(0, MOST_RATE),
     default=0.0,
     help="Requests a second, at random times (open loop); without it each connection sends after its last answer.",
 )
@@ -56,11 +62,11 @@ def default_processes() -> int:
     "--texts", type=click.IntRange(1, 100_000), default=1, show_default=True, help="Texts a request."
 )
 @click.option(
-    "--words", type=click.FloatRange(min=1), default=20.0, show_default=True, help="Median length of a text."
+    "--words", type=Range(1, LONGEST_WORDS), default=20.0, show_default=True, help="Median length of a text."
 )
 @click.option(
     "--spread",
-    type=click.FloatRange(0, 5),
+    type=Range(0, 5),
     default=1.3,
     show_default=True,
     help="Sigma of the lognormal lengths.",
@@ -76,7 +82,7 @@ def default_processes() -> int:
 @click.option(
     "--duration",
     "duration_s",
-    type=click.FloatRange(0, min_open=True),
+    type=Range(0, MOST_S, min_open=True),
     default=10.0,
     show_default=True,
     help="Seconds that are measured.",
@@ -84,7 +90,7 @@ def default_processes() -> int:
 @click.option(
     "--warm-up",
     "warm_up_s",
-    type=click.FloatRange(0),
+    type=Range(0, MOST_S),
     default=2.0,
     show_default=True,
     help="Seconds before them.",
@@ -92,7 +98,7 @@ def default_processes() -> int:
 @click.option(
     "--timeout",
     "timeout_s",
-    type=click.FloatRange(0, min_open=True),
+    type=Range(0, MOST_S, min_open=True),
     default=30.0,
     show_default=True,
     help="Seconds after which a request is given up.",

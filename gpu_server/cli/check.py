@@ -13,7 +13,7 @@ import msgspec
 
 from gpu_server import config, source
 from gpu_server import endpoint as endpoints
-from gpu_server.checks import daemon, device, models, probe, web
+from gpu_server.checks import daemon, device, environment, models, probe, web
 from gpu_server.checks.finding import Finding
 from gpu_server.cli import bar, options
 from gpu_server.client import Client
@@ -25,7 +25,7 @@ MARKS = {"ok": "ok     ", "info": "info   ", "warning": "WARNING", "error": "ERR
 
 
 @click.command("check")
-@click.argument("sources", nargs=-1, metavar="[[NAME=]MODEL]...")
+@click.argument("sources", nargs=-1, metavar="[[NAME=]MODEL]...", callback=options.refuse_empty)
 @click.option("--config", "path", type=click.Path(path_type=Path), help="The daemon's TOML file.")
 @options.endpoint
 @click.option(
@@ -59,10 +59,12 @@ def command(
     found: list[Finding] = []
 
     def models() -> Sequence[Finding]:
-        serving = any(finding.check == "daemon" and finding.severity == "ok" for finding in found)
-        return the_models(settings, not serving if load is None else load)
+        daemons = {finding.severity for finding in found if finding.check == "daemon"}
+        asked = "ok" not in daemons if load is None else load
+        return the_models(settings, asked, needed=bool(load) or daemons <= {"error"})
 
     steps: Sequence[tuple[str, Callable[[], Sequence[Finding]]]] = (
+        ("variables", environment.variables),
         ("driver and torch", machine),
         ("daemon", lambda: the_daemon(url)),
         ("models", models),
@@ -113,9 +115,9 @@ def the_daemon(url: str) -> list[Finding]:
     return found
 
 
-def the_models(settings: config.Config, load: bool) -> Sequence[Finding]:
-    """What is wrong with the models; loads them only if nothing is wrong before."""
-    found = models.names(settings)
+def the_models(settings: config.Config, load: bool, needed: bool) -> Sequence[Finding]:
+    """What is wrong with the models; loads them only if nothing is wrong before. needed: no other daemon has them."""
+    found = models.names(settings, needed)
     if found or not load:
         return found
     return models.load(settings, LOAD_TIMEOUT_S)

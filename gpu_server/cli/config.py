@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from gpu_server import config
+from gpu_server.cli import options
 
 
 @click.command("config")
@@ -20,6 +21,7 @@ def command(path: Path | None, reference: bool) -> None:
     if reference:
         click.echo(config.reference(), nl=False)
         return
+    options.warn_of_variables()
     settings = config.load(path)
     for name in config.SECTIONS:
         click.echo(f"[{name}]")

@@ -7,6 +7,7 @@ import time
 import click
 
 from gpu_server.cli import options, owner
+from gpu_server.cli.amounts import Range
 from gpu_server.errors import Unavailable
 
 POLL_S = 0.05
@@ -16,7 +17,7 @@ POLL_S = 0.05
 @options.endpoint
 @click.option("--undo", is_flag=True, help="Take new requests again.")
 @click.option(
-    "--timeout-s", type=float, default=60.0, show_default=True, help="Seconds to wait for the last answer."
+    "--timeout-s", type=Range(), default=60.0, show_default=True, help="Seconds to wait for the last answer."
 )
 def command(endpoint: str | None, undo: bool, timeout_s: float) -> None:
     """Refuse new requests with shutting_down, and wait until every accepted one is answered."""

@@ -23,7 +23,7 @@ def model_settings(command: options.Command) -> options.Command:
 
 
 @click.command("load")
-@click.argument("model", metavar="[NAME=]MODEL")
+@click.argument("model", metavar="[NAME=]MODEL", callback=options.refuse_empty)
 @options.endpoint
 @owner.drain_first
 @owner.timeout_s

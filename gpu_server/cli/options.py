@@ -1,20 +1,31 @@
-"""Options that several verbs share, and flags made from the settings' declarations."""
+"""Options that several verbs share, flags made from the settings' declarations, and variables that are none of theirs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import fields
 from typing import Any, TypeVar
 
 import click
 
+from gpu_server import variables
 from gpu_server.client import Client
-from gpu_server.config import SECTIONS
+from gpu_server.config import SECTIONS, split_name
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+Models = TypeVar("Models", str, tuple[str, ...])
 
 endpoint = click.option("--endpoint", metavar="URL", help="The daemon's socket (GPU_SERVER_ENDPOINT).")
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+def refuse_empty(context: click.Context, parameter: click.Parameter, given: Models) -> Models:
+    """Callback of `[NAME=]MODEL`: an empty one is a mistake, most often a shell variable that is not set."""
+    for model in (given,) if isinstance(given, str) else given:
+        if not split_name(model)[1]:
+            raise click.BadParameter(f"{model!r} names no model.", context, parameter)
+    return given
 
 
 def settings(command: Command) -> Command:
@@ -44,6 +55,14 @@ def _flags(kind: type) -> Callable[[Command], Command]:
         return command
 
     return add
+
+
+def warn_of_variables() -> None:
+    """Say which GPU_SERVER_* variables nothing reads, one line each."""
+    # Where it cannot be written (a full disk), nobody is served worse for it.
+    with suppress(OSError):
+        for line in variables.unread():
+            click.echo(f"gpu-server: warning: {line}", err=True)
 
 
 def client(url: str | None) -> Client:

@@ -11,6 +11,7 @@ import click
 from gpu_server import endpoint as endpoints
 from gpu_server.calls import Params
 from gpu_server.cli import bar
+from gpu_server.cli.amounts import Range
 from gpu_server.client import Client
 from gpu_server.errors import RemoteError, Unavailable
 from gpu_server.wire.documents import Status, from_json
@@ -22,7 +23,7 @@ drain_first = click.option(
     "--drain-first", is_flag=True, help="End the old engine before the new one loads: for too little memory for both."
 )  # fmt: skip
 timeout_s = click.option(
-    "--timeout-s", type=float, default=3600.0, show_default=True, help="Seconds to wait for the outcome."
+    "--timeout-s", type=Range(), default=3600.0, show_default=True, help="Seconds to wait for the outcome."
 )
 
 

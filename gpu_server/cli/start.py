@@ -20,7 +20,7 @@ WIDTH = 24
 
 
 @click.command("start")
-@click.argument("models", nargs=-1, metavar="[[NAME=]MODEL]...")
+@click.argument("models", nargs=-1, metavar="[[NAME=]MODEL]...", callback=options.refuse_empty)
 @click.option(
     "--config", "path", type=click.Path(path_type=Path), help="TOML file with settings and [[models]]."
 )
@@ -32,6 +32,7 @@ def command(models: tuple[str, ...], path: Path | None, **flags: Any) -> None:
     SIGTERM or Ctrl-C finishes what was accepted, then stops; a second one stops at once.
     """
     notifier = systemd.Notifier.from_environment()
+    options.warn_of_variables()
     try:
         sys.exit(_serve(path, flags, models, notifier))
     except GPUServerError as error:

@@ -10,6 +10,7 @@ import click
 
 from gpu_server import endpoint as endpoints
 from gpu_server.cli import options
+from gpu_server.cli.amounts import Range
 from gpu_server.errors import EndpointForbidden, Unavailable
 
 POLL_S = 0.05
@@ -17,7 +18,9 @@ POLL_S = 0.05
 
 @click.command("stop")
 @options.endpoint
-@click.option("--timeout-s", type=float, default=60.0, show_default=True, help="Seconds to wait for its end.")
+@click.option(
+    "--timeout-s", type=Range(), default=60.0, show_default=True, help="Seconds to wait for its end."
+)
 def command(endpoint: str | None, timeout_s: float) -> None:
     """Let the daemon finish what it accepted, then end; waits until it has."""
     from gpu_server.daemon.instance import holder_pid

@@ -30,6 +30,8 @@ PLACES = {
 }
 """Where each file of scripts/systemd goes: a folder, or the file itself."""
 HOMES = ("/home", "/root", "/run/user")
+PLAIN = re.compile(r"[\w./+@:\[\]-]+")
+"""What a unit file, and this module's patterns, take as it is: no blank, quote, backslash, `%` or line break."""
 NEXT_STEPS = """\
 next:
   systemd-sysusers && systemd-tmpfiles --create gpu-server.conf && systemctl daemon-reload
@@ -95,7 +97,12 @@ def _site(bin_folder: Path, **values: Any) -> Site:
     for name in ("gpu-server", "gunicorn"):
         if not os.access(bin_folder / name, os.X_OK):
             raise ConfigError(f"--bin: no command {name} in {bin_folder}")
-    return Site(bin=bin_folder.absolute(), **values)
+    site = Site(bin=bin_folder.absolute(), **values)
+    for name, value in {"bin": str(site.bin), **values}.items():
+        if isinstance(value, str) and not PLAIN.fullmatch(value):
+            option = name.replace("_", "-")
+            raise ConfigError(f"--{option}: {value!r} is not made of letters, digits and _./+@:[]- alone")
+    return site
 
 
 @click.group("systemd")

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 import click
 
 from gpu_server.cli import options
+from gpu_server.cli.amounts import Range
 from gpu_server.cli.screen import ASCII, BLOCKS, draw
 from gpu_server.client import Client
 from gpu_server.errors import RemoteError
@@ -27,9 +28,7 @@ _HOME, _CLEAR_LINE, _CLEAR_REST = "\033[H", "\033[K", "\033[J"
 
 @click.command("top")
 @options.endpoint
-@click.option(
-    "--every", "every_s", default=1.0, type=click.FloatRange(0.1, 3600), help="Seconds between looks."
-)
+@click.option("--every", "every_s", default=1.0, type=Range(0.1, 3600), help="Seconds between looks.")
 @click.option("--once", is_flag=True, help="Print one screen and end.")
 def command(endpoint: str | None, every_s: float, once: bool) -> None:
     """Watch throughput, latency, queue and memory; q quits. Prints one screen where there is no terminal."""

@@ -20,15 +20,17 @@ def main() -> None:
     facts["app"] = app.app_uri or ""
     facts["worker_class"] = app.cfg.worker_class_str
     facts["guarded"] = app.cfg.post_fork.__module__ == "web.serving"
-    facts["web_timeout_s"], facts["guard"] = _web_settings()
+    facts |= _web_settings()
     print(json.dumps(facts))  # noqa: T201
 
 
-def _web_settings() -> tuple[float, str]:
-    from web.settings import Settings
+def _web_settings() -> dict[str, Any]:
+    from gpu_server.variables import WEB_PREFIX, unread
+    from web.settings import VARIABLES, Settings
 
     settings = Settings.from_env()
-    return settings.timeout_s, settings.torch_guard
+    lines = [line for line in unread(web=VARIABLES) if line.startswith(WEB_PREFIX)]
+    return {"web_timeout_s": settings.timeout_s, "guard": settings.torch_guard, "unread": lines}
 
 
 if __name__ == "__main__":

@@ -27,11 +27,23 @@ SCRIPT = ROOT / "scripts" / "serve.py"
 TWO = ("A man is eating food.", "A man eats something.")
 
 
-def finished(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+REFUSING = """
+class Refusing:
+    inputs = {"x": ("i64", ())}
+
+    def load(self, device):
+        pass
+
+    def forward(self, batch):
+        raise ValueError("not today")
+"""
+
+
+def finished(*arguments: str, folder: Path = MODELS, **env: str) -> subprocess.CompletedProcess[str]:
     """The script run to its end, in a folder that is not the checkout's."""
     return subprocess.run(
         [sys.executable, SCRIPT, *arguments],
-        cwd=MODELS,
+        cwd=folder,
         env=clean_environment(**env),
         capture_output=True,
         text=True,
@@ -74,6 +86,26 @@ def test_check_prints_the_similarity(reference: dict[str, NDArray[np.float32]]) 
     assert printed, ended.stdout
     assert printed[1] == f"{TWO[0]!r} and {TWO[1]!r}"
     assert abs(float(printed[2]) - float(reference[TWO[0]] @ reference[TWO[1]])) <= 2e-3
+    assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("GPU_SERVER_WEB_API_KEYS", f"someone:sha256:{'0' * 64}"), ("GPU_SERVER_WEB_API_KEYS_FILE", "{}/keys")],
+)
+def test_check_of_a_model_of_ones_own_behind_keys(tmp_path: Path, name: str, value: str) -> None:
+    (tmp_path / "keys").write_text("someone:secret\n")
+    ended = finished("--check", "served_models:Numbers", **{name: value.format(tmp_path)})
+    assert ended.returncode == 0, ended.stderr
+    assert re.search(r"/v1/models/Numbers/infer answered \{.+\}$", ended.stdout, re.M), ended.stdout
+
+
+def test_check_says_in_one_line_what_is_wrong(tmp_path: Path) -> None:
+    (tmp_path / "refusing.py").write_text(REFUSING)
+    ended = finished("--check", "refusing:Refusing", folder=tmp_path)
+    assert ended.returncode == 1
+    (line,) = [line for line in ended.stderr.splitlines() if line.startswith("scripts/serve: ")]
+    assert "/infer answered 424: " in line
     assert "Traceback" not in ended.stderr
 
 

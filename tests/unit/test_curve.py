@@ -56,6 +56,8 @@ def test_a_pair_is_made_for_its_owner_and_never_over_another(tmp_path: Path) -> 
         curve.make(tmp_path / "missing" / "web")
     with pytest.raises(ConfigError, match="names no file"):
         curve.make(Path("/"))
+    with pytest.raises(ConfigError, match="File name too long"):
+        curve.make(tmp_path / ("k" * 252))
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o620])
@@ -64,6 +66,13 @@ def test_a_secret_key_that_others_may_open_is_refused(tmp_path: Path, mode: int)
     key.chmod(mode)
     with pytest.raises(ConfigError, match=rf"web\.key: others .* chmod 600 {key}"):
         curve.read_secret(key)
+
+
+def test_a_public_key_in_the_place_of_a_secret_one_is_told_from_it(tmp_path: Path) -> None:
+    _, public = curve.make(tmp_path / "web")
+    with pytest.raises(ConfigError, match=r"web\.pub: this is a public key; .* \.key") as error:
+        curve.read_secret(public)
+    assert "chmod" not in str(error.value)
 
 
 def test_a_file_that_is_no_key_is_refused_without_its_text(tmp_path: Path) -> None:

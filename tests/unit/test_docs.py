@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from doc_pages import CHINESE, OPERATIONS, PAGES, README, ROOT, blocks, page_id, prose, table
-from running_daemon import RunningDaemon
+from running_daemon import RunningDaemon, clean_environment
 
 from gpu_server import config, errors
 from gpu_server.daemon.metrics import families
@@ -97,12 +97,37 @@ def test_quick_start_client_block_prints_what_the_page_says(
     own_endpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     page = ROOT / "docs" / "quickstart.md"
-    (block,) = blocks(page, "python")
+    block, _ = blocks(page, "python")
     script = tmp_path / "script.py"
     script.write_text(block)
     with FakeServer(embedding_model(dimensions=384), endpoint=own_endpoint):
         runpy.run_path(str(script))["client"].close()
     assert f"`{capsys.readouterr().out.strip()}`" in prose(page)
+
+
+def test_quick_start_test_passes(tmp_path: Path) -> None:
+    _, block = blocks(ROOT / "docs" / "quickstart.md", "python")
+    (tmp_path / "test_mine.py").write_text(block)
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            "--rootdir",
+            str(tmp_path),
+            str(tmp_path),
+        ],
+        cwd=tmp_path,
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stdout
+    assert "1 passed" in done.stdout
 
 
 def test_direct_client_embeds(own_endpoint: str) -> None:

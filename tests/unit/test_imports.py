@@ -43,6 +43,7 @@ CLIENT_SIDE = rule(
     "pending",
     "tries",
     "dealer",
+    "io_thread",
     "deadline",
     "sending",
     "sizes",
@@ -60,6 +61,7 @@ RULES = {
     "gpu_server.logs": rule(never=GPU | WEB | {"zmq"}),
     "gpu_server.wire": rule(never=GPU | WEB | {"zmq"}),
     "gpu_server.config": rule(never=GPU | WEB | {"zmq"}),
+    "gpu_server.variables": rule("config", never=GPU | WEB | {"zmq"}),
     "gpu_server.endpoint": rule("config", never=GPU | WEB | {"zmq"}),
     "gpu_server.model_folder": rule(never=GPU | WEB | {"zmq"}),
     "gpu_server.source": rule("config", "model_folder", never=GPU | WEB | {"zmq"}),
@@ -75,6 +77,7 @@ RULES = {
     "gpu_server.pending": CLIENT_SIDE,
     "gpu_server.tries": CLIENT_SIDE,
     "gpu_server.dealer": rule(never=GPU | WEB),
+    "gpu_server.io_thread": rule(never=GPU | WEB),
     "gpu_server.calls": CLIENT_SIDE,
     "gpu_server.text_calls": CLIENT_SIDE,
     "gpu_server.connection": CLIENT_SIDE,
@@ -93,21 +96,23 @@ RULES = {
     "gpu_server.bench": rule(never=GPU | WEB | {"zmq"}),
     "gpu_server.autoscale": rule("wire", "client", never=GPU | WEB),
     "gpu_server.checks": rule(
-        "wire", "config", "curve", "endpoint", "source", "client", "daemon", never=GPU | WEB
+        "wire", "config", "curve", "endpoint", "source", "variables", "client", "daemon", never=GPU | WEB
     ),
     # Run as processes of their own, so that what they import stays out of the others.
     "gpu_server.probes": Rule(
-        frozenset({"gpu_server.wire", "gpu_server.engine", "gpu_server.models", "web.guard", "web.settings"}),
+        frozenset({
+            "gpu_server.wire", "gpu_server.engine", "gpu_server.models", "gpu_server.variables", "web.guard", "web.settings",
+        }),
         never=frozenset({"zmq"}),
     ),
     "gpu_server.cli": rule(
         "autoscale", "bench", "checks",
-        "wire", "config", "curve", "endpoint", "logs", "source", "tokenizing", "calls", "client", "daemon", "testing",
-        never=GPU | WEB,
+        "wire", "config", "curve", "endpoint", "logs", "source", "tokenizing", "variables", "calls", "client", "daemon",
+        "testing", never=GPU | WEB,
     ),
     "web": rule(
-        "wire", "config", "logs", "tokenizing", "calls", "connection", "deadline", "scores", "sizes", "text_calls",
-        "client", never=GPU | {"zmq"},
+        "wire", "config", "logs", "tokenizing", "variables", "calls", "connection", "deadline", "scores", "sizes",
+        "text_calls", "client", never=GPU | {"zmq"},
     ),
 }  # fmt: skip
 FILES = [path for top in ("gpu_server", "web") for path in sorted((ROOT / top).rglob("*.py"))]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import subprocess
 import sys
 from typing import Any
 
@@ -44,6 +45,15 @@ def test_nothing_breaks_the_line(as_json: bool) -> None:
     assert "ValueError" in text
 
 
+@pytest.mark.parametrize("as_json", [False, True])
+@pytest.mark.parametrize("code", [0x00, 0x0B, 0x1B, 0x7F, 0x85, 0x9B, 0x2028, 0x202E, 0xD800, 0x1D173])
+def test_what_would_move_a_terminal_s_cursor_is_escaped(code: int, as_json: bool) -> None:
+    for value in (f"/a{chr(code)}[2J", f"/a b{chr(code)}[2J é"):
+        text = line(f"event {chr(code)}", as_json=as_json, k=value)
+        assert text.isprintable()
+        assert (json.loads(text)["k"] if as_json else json.loads(text.partition(" k=")[2])) == value
+
+
 def test_json_has_every_value() -> None:
     got = json.loads(line("lost \n", as_json=True, pid=7, wait_s=0.5))
     assert got == {
@@ -68,3 +78,17 @@ def test_setup_writes_to_stderr_from_its_level_on(capsys: pytest.CaptureFixture[
     out, err = capsys.readouterr()
     assert out == ""
     assert [json.loads(text)["event"] for text in err.splitlines()] == ["loud"]
+
+
+def test_where_stderr_was_closed_lines_go_nowhere() -> None:
+    code = (
+        "import logging, sys; from gpu_server import logs; logs.setup();"
+        "logging.getLogger('gpu_server.x').warning('lost'); print(sys.stderr.isatty())"
+    )
+    done = subprocess.run(
+        ["/bin/sh", "-c", 'exec "$0" -c "$1" 2>&-', sys.executable, code],
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert (done.returncode, done.stdout) == (0, "False\n")

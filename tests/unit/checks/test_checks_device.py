@@ -32,6 +32,7 @@ TORCH: dict[str, Any] = {
         (NO_GPU, "info", "models run on the CPU"),
         (H200, "ok", "CUDA up to 12.8: NVIDIA H200 (102,400 of 142,336 MiB free)"),
         (NO_GPU | {"kernel": True}, "error", "no /dev/nvidia*"),
+        (H200 | {"gpus": [], "error": device.NO_PACKAGE}, "info", "was not asked"),
         (H200 | {"gpus": [], "error": "Driver/library version mismatch"}, "error", "version mismatch"),
     ],
 )
@@ -39,7 +40,7 @@ def test_driver(facts: dict[str, Any], severity: str, words: str) -> None:
     finding = device.driver(facts)
     assert finding.severity == severity
     assert words in finding.found
-    assert (severity == "error") == bool(finding.fix)
+    assert bool(finding.fix) == (severity == "error" or facts["error"] == device.NO_PACKAGE)
 
 
 @pytest.mark.parametrize(
@@ -47,7 +48,8 @@ def test_driver(facts: dict[str, Any], severity: str, words: str) -> None:
     [
         (TORCH, H200, "ok", "NVIDIA H200"),
         (TORCH | {"cuda": "", "devices": []}, NO_GPU, "ok", "built without CUDA"),
-        ({"error": "No module named 'torch'"}, H200, "error", "No module named 'torch'"),
+        ({"error": "No module named 'torch'"}, H200, "info", "enough for web workers"),
+        ({"error": "libcudnn.so.9: cannot open"}, H200, "error", "cannot be imported: libcudnn.so.9"),
         (TORCH | {"cuda": "", "devices": []}, H200, "error", "but there is a GPU"),
         (TORCH | {"cuda": "13.0", "devices": []}, H200, "error", "knows CUDA only up to 12.8"),
         (TORCH | {"devices": [], "reason": "CUDA initialization: out"}, H200, "error", "CUDA initialization"),

@@ -70,6 +70,16 @@ def test_gunicorn_itself_says_what_its_options_come_to(tmp_path: Path) -> None:
     assert gunicorn(tmp_path, "-c", "python:web.serving", "web:app").settings()["guarded"]
 
 
+def test_a_misspelt_variable_of_a_gunicorn(tmp_path: Path) -> None:
+    (tmp_path / "app.py").write_text("app = print")
+    env = clean_environment(GPU_SERVER_WEB_WORKRES="4", GPU_SERVER_MAX_ITMES="4")
+    found = web.look(web.Gunicorn(["-c", "python:web.serving", "app:app"], tmp_path, env))
+    assert (found[0].check, found[0].severity) == ("variables", "warning")
+    assert found[0].found == "GPU_SERVER_WEB_WORKRES is unknown and sets nothing"
+    assert found[0].fix == "did you mean GPU_SERVER_WEB_WORKERS?"
+    assert [f.check for f in found[1:]] == ["gunicorn", "imports"]
+
+
 def test_options_that_gunicorn_refuses_are_an_error(tmp_path: Path) -> None:
     (finding,) = web.look(gunicorn(tmp_path, "--timeout", "soon", "app:app"))
     assert finding.severity == "error"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import threading
@@ -11,11 +12,13 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from gpu_server import source
 from gpu_server.checks import device, probe, web
 from gpu_server.checks.finding import Finding
 from gpu_server.cli import autoscale, check
 from gpu_server.errors import ConfigError
 from gpu_server.testing import FakeServer
+from gpu_server.wire.documents import State
 
 CPU_ONLY = {"nodes": [], "kernel": False, "gpus": [], "error": ""}
 TORCH = {"version": "2.13.0", "cuda": "", "devices": []}
@@ -77,6 +80,51 @@ def test_a_probe_that_dies_is_a_finding(probed: list[str], monkeypatch: pytest.M
     result = ran("--no-load")
     assert result.exit_code == 1
     assert "importing torch ends its process: killed by signal 11" in result.output
+
+
+@pytest.fixture
+def no_torch(probed: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine with the web extra alone."""
+
+    def run(name: str, given: Any, **options: Any) -> dict[str, Any]:
+        assert name == "torch_build"
+        return {"error": device.ABSENT}
+
+    monkeypatch.setattr(probe, "run", run)
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torch" else find(name))
+
+
+@pytest.mark.usefixtures("no_torch")
+@pytest.mark.parametrize("state", ["ready", "loading"])
+def test_a_machine_with_web_workers_only_needs_no_torch(own_endpoint: str, state: State) -> None:
+    with FakeServer(endpoint=own_endpoint) as server:
+        server.state = state
+        result = ran("--json")
+        assert ran("--load").exit_code == 1
+    found = {finding["check"]: finding for finding in json.loads(result.output)}
+    assert result.exit_code == 0, result.output
+    assert found["torch"]["severity"] == found["model"]["severity"] == "info"
+
+
+@pytest.mark.usefixtures("no_torch")
+@pytest.mark.parametrize("arguments", [(), ("--no-load",)])
+def test_a_machine_that_nothing_serves_needs_torch(arguments: tuple[str, ...]) -> None:
+    result = ran("--json", *arguments)
+    assert result.exit_code == 1
+    (wrong,) = [f for f in json.loads(result.output) if f["severity"] == "error"]
+    assert (wrong["check"], wrong["found"]) == ("model", "torch is not installed")
+    assert wrong["fix"] == source.INSTALL_SERVER
+
+
+def test_a_misspelt_variable_is_found_first(probed: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GPU_SERVER_MAX_ITMES", "5")
+    result = ran("--no-load")
+    assert result.exit_code == 0
+    assert result.output.splitlines()[:2] == [
+        "WARNING  variables  GPU_SERVER_MAX_ITMES is unknown and sets nothing",
+        " " * 20 + "→ did you mean GPU_SERVER_MAX_ITEMS?",
+    ]
 
 
 @pytest.mark.parametrize("given", [(), ("--pid", "1", "--systemd", "a.service")])

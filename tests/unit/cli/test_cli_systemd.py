@@ -96,6 +96,27 @@ def test_commands_that_are_not_there_are_named(tmp_path: Path) -> None:
         run("print", "--bin", str(tmp_path))
 
 
+@pytest.mark.parametrize("folder", ["my bin", "p%h", "b\\1n", 'a"b', "a$b"])
+def test_a_folder_that_a_unit_file_would_read_otherwise_is_refused(tmp_path: Path, folder: str) -> None:
+    (tmp_path / folder).mkdir()
+    for name in ("gpu-server", "gunicorn"):
+        (tmp_path / folder / name).touch(0o755)
+    with pytest.raises(ConfigError, match=r"--bin: .* is not made of letters"):
+        run("print", "--bin", str(tmp_path / folder))
+
+
+@pytest.mark.parametrize("option", ["--user", "--web-user", "--group", "--bind"])
+@pytest.mark.parametrize("value", ["", "a\nExecStartPre=/bin/x", "a\\1", "a b", "%h"])
+def test_a_value_that_would_be_more_than_one_is_refused(bin_folder: Path, option: str, value: str) -> None:
+    with pytest.raises(ConfigError, match=f"{option}: .* is not made of letters"):
+        run("print", "--bin", str(bin_folder), option, value)
+
+
+def test_an_address_of_ipv6_is_taken(bin_folder: Path) -> None:
+    printed = run("print", "gpu-web@.socket", "--bin", str(bin_folder), "--bind", "[::1]:8000").output
+    assert "\nListenStream=[::1]:8000\n" in printed
+
+
 def test_a_venv_in_a_home_can_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.access", lambda path, mode: True)
     printed = run("print", "gpu-web@.service", "--bin", "/home/alice/venv/bin").output

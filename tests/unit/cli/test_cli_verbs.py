@@ -73,6 +73,25 @@ def test_start_has_a_flag_for_every_setting(run: Ran) -> None:
         (["start", "--max-itmes"], "--max-items"),
         (["status", "--nope"], "--nope"),
         (["embed"], "Missing argument"),
+        (["start", ""], "'' names no model."),
+        (["start", "x="], "'x=' names no model."),
+        (["load", "x="], "'x=' names no model."),
+        (["check", "good:Class", ""], "'' names no model."),
+        (["bench", "http", "http://127.0.0.1:99999/embed"], "is not a URL"),
+        (["bench", "http", "http://127.0.0.1:0/embed"], "is not a URL"),
+        (["bench", "http", "http://[::1/embed"], "is not a URL"),
+        *[
+            (["bench", "http", "http://127.0.0.1:1/embed", f"--{option}", "nan"], "nan is not a number")
+            for option in ("rate", "words", "spread", "duration", "warm-up", "timeout")
+        ],
+        (["bench", "http", "http://127.0.0.1:1/embed", "--rate", "1e9"], "not in the range"),
+        (["bench", "http", "http://127.0.0.1:1/embed", "--words", "inf"], "not in the range"),
+        (["bench", "http", "http://127.0.0.1:1/embed", "--duration", "inf"], "not in the range"),
+        (["top", "--every", "nan"], "nan is not a number"),
+        (["autoscale", "--pid", "1", "--remove-after-s", "nan"], "nan is not a number"),
+        (["drain", "--timeout-s", "nan"], "nan is not a number"),
+        (["reload", "--timeout-s", "nan"], "nan is not a number"),
+        (["stop", "--timeout-s", "nan"], "nan is not a number"),
     ],
 )
 def test_a_wrong_command_line_is_2(run: Ran, arguments: list[str], said: str) -> None:
@@ -146,6 +165,22 @@ def test_config_prints_what_it_would_use_and_reads_it_back(
 
 def test_config_reference(run: Ran) -> None:
     assert run("config", "--reference")[1] == config.reference()
+
+
+def test_misspelt_variables_are_a_line_each_on_stderr(
+    run: Ran, server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GPU_SERVER_MAX_ITMES", "5")
+    monkeypatch.setenv("GPU_SERVER_WEB_WORKERS", "5")
+    said = "gpu-server: warning: GPU_SERVER_MAX_ITMES is unknown and sets nothing; did you mean GPU_SERVER_MAX_ITEMS?"
+    code, out, err = run("config")
+    assert (code, err) == (0, f"{said}\n")
+    assert tomllib.loads(out)["limits"]["max_items"] == config.LimitsConfig().max_items
+    code, _, err = run("start", "--log-level", "loud")
+    assert code == 78
+    assert err.splitlines()[0] == said
+    assert len(err.splitlines()) == 2
+    assert run("config", "--reference")[2] == ""
 
 
 def test_stop_without_a_daemon(run: Ran) -> None:
