@@ -11,15 +11,16 @@ from typing import Any
 
 import zmq
 
-_pollers: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
-"""What each greenlet polls with."""
+_greenlets: weakref.WeakKeyDictionary[Any, list[Any]] = weakref.WeakKeyDictionary()
+"""What each polls with; nothing before it has run."""
 
 
 def _end_inherited() -> None:
     """End the parent's greenlets in a child: libzmq refuses it their sockets, and pyzmq would try again for ever."""
-    for greenlet, poller in _pollers.items():
-        # One that was about to run polls once more before it ends.
-        poller.sockets.clear()
+    for greenlet, pollers in _greenlets.items():
+        for poller in pollers:
+            # One that was about to run polls once more before it ends.
+            poller.sockets.clear()
         greenlet.kill(block=False)
 
 
@@ -57,9 +58,11 @@ class GreenIoThread(IoThread):
 
         self._current = gevent.getcurrent
         self._greenlet = gevent.Greenlet(run)
+        self._pollers: list[Any] = []
 
     def start(self) -> None:
         """Start it."""
+        _greenlets[self._greenlet] = self._pollers
         self._greenlet.start()
 
     def poller(self) -> zmq.Poller:
@@ -67,7 +70,7 @@ class GreenIoThread(IoThread):
         from zmq import green
 
         made: zmq.Poller = green.Poller()
-        _pollers[self._greenlet] = made
+        self._pollers.append(made)
         return made
 
     def join(self, timeout_s: float) -> None:

@@ -101,8 +101,9 @@ def embedding_model(name: str = "fake/embedding", dimensions: int = 8, max_lengt
 
 def _text_info(name: str, *, max_length: int = 64, **facts: Any) -> ModelInfo:
     text = TextInfo(
-        digest=digest(byte_tokenizer()), max_length=max_length, vocab_size=258, prompts={"query": "query: "}
-    )
+        digest=digest(byte_tokenizer()), max_length=max_length, vocab_size=258, prompts={"query": "query: "},
+        hidden_size=facts.get("dimensions", 0),
+    )  # fmt: skip
     known: dict[str, Any] = {"inputs": (InputInfo("input_ids", "i32", (-1,)),), **facts}
     return ModelInfo(
         name=name,

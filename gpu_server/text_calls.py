@@ -6,8 +6,8 @@ from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-import msgspec
 import numpy as np
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from gpu_server.calls import (
@@ -30,8 +30,9 @@ from gpu_server.tokenizing import Direction, Text, TextTokenizer, check_utf8, pr
 from gpu_server.wire import Limits, Tensor, Tensors
 from gpu_server.wire.documents import ModelInfo
 
-TOKEN_VECTORS_BYTES = 64 << 20
-"""Of one answer at most: a vector for each token can be thousands of times as large as the request."""
+ID_BYTES = 4
+TOKEN_FLOATS = 16 << 20
+"""In one answer at most: a vector for each token can be thousands of times as large as the request."""
 Encode = Callable[[Sequence[Text], int], Tensors]
 """Texts, and the number of the first of them among all, to the inputs of a request."""
 
@@ -85,10 +86,9 @@ class TextCalls(Calls):
         listed = _listed(texts)
         info = yield from self._model(model, ("embedding",), "an embedding model", deadline)
         params = {"output": "token_embeddings"}
-        longest = info.text.max_length if info.text is not None else 1
-        fitting = max(1, TOKEN_VECTORS_BYTES // max(1, 4 * longest * info.dimensions))
+        wide = info.text.hidden_size if info.text is not None else 0
         answers = yield from self._answers(
-            listed, info, params=params, timeout_s=deadline, max_items=fitting, **options
+            listed, info, params=params, timeout_s=deadline, floats_a_token=wide, **options
         )
         return [row for outputs in answers for row in _floats(outputs["token_embeddings"])]
 
@@ -159,7 +159,9 @@ class TextCalls(Calls):
         info = yield from self._model(model, ("token_classifier",), "a token classifier", deadline)
         cut: dict[str, Any] = {"truncate": truncate, "direction": direction}
         yield from self._own_tokenizer(info, deadline)
-        answers = yield from self._answers(listed, info, timeout_s=deadline, **cut, **options)
+        answers = yield from self._answers(
+            listed, info, timeout_s=deadline, floats_a_token=len(info.labels), **cut, **options
+        )
         # Asked for anew: it may have changed meanwhile, and then the requests were made again.
         tokenizer = yield from self._own_tokenizer(info, deadline)
         encodings = yield partial(tokenizer.tokenize, listed, **cut)
@@ -184,19 +186,17 @@ class TextCalls(Calls):
         timeout_s: Timeout = None,
         traceparent: str = "",
         whole: bool = False,
-        max_items: int = 0,
+        floats_a_token: int = 0,
     ) -> Call[list[Reply]]:
         """Requests of texts or pairs, a single one if `whole`: tokenised here where that is possible, else sent as text.
 
-        max_items: of a request; 0 for as many as the server takes.
+        floats_a_token: that an answer holds, if it grows with them; requests are then as small as that needs.
         """
         deadline = self.deadline(timeout_s)
         for attempt in (1, 2):
             tokenizer = yield from self.tokenizer(model, deadline)
             info = yield from self.model(model, deadline)
             limits = (yield from self.hello(timeout_s=deadline)).limits
-            if max_items:
-                limits = msgspec.structs.replace(limits, max_items=min(limits.max_items, max_items))
             check_pairs(info, any(isinstance(text, tuple) for text in texts))
             extra: dict[str, Param] = {}
             if tokenizer is None:
@@ -212,7 +212,12 @@ class TextCalls(Calls):
                 digest=tokenizer.info.digest if tokenizer else "", traceparent=traceparent,
             )  # fmt: skip
             try:
-                yield from _send(sending, texts, encode, limits, whole)
+                parts = (
+                    _parts(limits, TOKEN_FLOATS // floats_a_token, info, tokenizer)
+                    if floats_a_token
+                    else limits
+                )
+                yield from _send(sending, texts, encode, parts, whole)
                 return sending.replies
             except StaleTokenizer:
                 if attempt == 2:
@@ -287,6 +292,14 @@ def _listed(texts: Any, pairs: bool = False) -> list[Any]:
 def _floats(tensor: Tensor) -> list[NDArray[np.float32]]:
     """The items of a ragged tensor, the caller's own."""
     return [row.astype(np.float32) for row in tensor.rows()]
+
+
+def _parts(limits: Limits, tokens: int, info: ModelInfo, tokenizer: TextTokenizer | None) -> Limits:
+    """Limits of parts that have so many tokens, as far as texts that are tokenised elsewhere let one know."""
+    if tokenizer is not None:
+        return replace(limits, max_request_bytes=min(limits.max_request_bytes, ID_BYTES * tokens))
+    longest = info.text.max_length if info.text is not None else tokens
+    return replace(limits, max_items=max(1, min(limits.max_items, tokens // longest)))
 
 
 def _send(sending: Sending, texts: Sequence[Text], encode: Encode, limits: Limits, whole: bool) -> Call[None]:

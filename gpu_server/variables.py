@@ -15,7 +15,7 @@ _TESTS_PREFIX = f"{ENV_PREFIX}TEST_"
 _ENGINES_OWN = "GPU_SERVER_CUDNN_ATTENTION"
 _REFERENCE = "gpu-server config --reference lists the daemon's"
 _NEAR = 0.7
-# What Kubernetes and Docker set for a service or container that is called gpu-server.
+# What Kubernetes sets for a service that is called gpu-server.
 _LINKS = re.compile(r"\w+_(SERVICE_(HOST|PORT\w*)|PORT_\d+_(TCP|UDP|SCTP)\w*)")
 _ADDRESS = re.compile(r"(tcp|udp|sctp)://.*")
 

@@ -113,7 +113,8 @@ def send_texts(
         measures.tokens = sum(map(len, rows))
         backend.check_tokens(measures.tokens, job.field)
         if per_token:
-            backend.check_answer(measures.tokens * info.dimensions * FLOAT_BYTES)
+            wide = info.text.hidden_size if info.text is not None else 0
+            backend.check_answer(measures.tokens * wide * FLOAT_BYTES)
         replies = backend.send_parts(
             {"input_ids": Tensor.from_rows(rows, "i32")},
             info,

@@ -13,7 +13,8 @@ _ADDRESS = re.compile(r"unix:.+|fd://\d+|(?:tcp://)?(?:\[[^\]]*\]|[^:\[\]]*):(?P
 
 def addresses(settings: Settings) -> list[str]:
     """What Gunicorn binds. Raises ConfigError on what is no address."""
-    found = [_checked("bind", address.strip()) for address in settings.bind.split(",")]
+    listed = [address.strip() for address in settings.bind.split(",")]
+    found = [_checked("bind", address) for address in listed if address] or [_checked("bind", "")]
     if ":" in settings.metrics_bind:
         found.append(_checked("metrics_bind", settings.metrics_bind))
     return found

@@ -13,6 +13,9 @@ from typing import Any
 SILENCE_S = 15
 """How long a client may send nothing, or take nothing, in the middle of a request before its connection ends."""
 
+RECORD_BYTES = 1 << 14
+"""What one record of TLS holds at most."""
+
 log = logging.getLogger("gunicorn.error")
 
 
@@ -61,6 +64,9 @@ def _or_silence(method: Callable[..., Any]) -> Callable[..., Any]:
     return bounded
 
 
+_send = _or_silence(ssl.SSLSocket.send)
+
+
 class TLSSocket(ssl.SSLSocket):
     """Waits no longer than that where it would for ever: ssl heeds Python's time-outs alone, not the socket's own."""
 
@@ -74,4 +80,7 @@ class TLSSocket(ssl.SSLSocket):
 
     do_handshake = _or_silence(ssl.SSLSocket.do_handshake)
     read = _or_silence(ssl.SSLSocket.read)
-    send = _or_silence(ssl.SSLSocket.send)
+
+    def send(self, data: Any, flags: int = 0) -> int:
+        """Send some of it: ssl writes all that it is given under one time-out, which is no silence of a slow reader."""
+        return int(_send(self, memoryview(data)[:RECORD_BYTES], flags))

@@ -41,8 +41,8 @@ class EngineLink:
     """One engine process from spawn to exit.
 
     Becomes `ready` when the engine has said so and every tokenizer has been fetched; `failed` when the engine gave a
-    reason, `dead` when its process ended without one. generation: how many changes had been asked for when it was started;
-    engines of one generation have read the same files.
+    reason, `dead` when its process ended without one. generation: how many changes had been asked for when it was started:
+    files are to change by these alone, as far as no version tells of them.
     """
 
     def __init__(self, spec: EngineSpec) -> None:

@@ -11,6 +11,8 @@ from gpu_server.errors import Overloaded
 from gpu_server.wire import RequestHeader
 
 MAX_TOKENIZING = 4096
+FULL_REQUESTS = 4
+"""Requests of the largest size that may wait: a client sends four of half that size ahead, and as bulk may hold half."""
 Key = tuple[bytes, bytes]
 """A request among all: its peer and its id."""
 
@@ -23,11 +25,12 @@ class _Tokenizing(NamedTuple):
 
 
 class TextLedger:
-    """At most `MAX_TOKENIZING` requests of `max_bytes` (the setting `max_request_bytes`) together; senders share both."""
+    """At most `MAX_TOKENIZING` requests, together as large as `FULL_REQUESTS` of the largest; senders share both."""
 
-    def __init__(self, max_bytes: int) -> None:
+    def __init__(self, max_request_bytes: int) -> None:
+        most = FULL_REQUESTS * max_request_bytes
         self._requests = SharedLimit(MAX_TOKENIZING, f"{MAX_TOKENIZING} requests")
-        self._bytes = SharedLimit(max_bytes, f"max_request_bytes = {max_bytes} together")
+        self._bytes = SharedLimit(most, f"{FULL_REQUESTS} × max_request_bytes = {most}")
         self._first = math.inf
         self._waiting: dict[Key, _Tokenizing] = {}
 

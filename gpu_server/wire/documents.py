@@ -28,7 +28,7 @@ class TextInfo(msgspec.Struct, omit_defaults=True):
     """What a client needs to tokenise for a text model.
 
     prompt_lengths: tokens of each prompt, for models that pool without them. truncation_direction: the side on which
-    over-long texts are cut unless a request says otherwise.
+    over-long texts are cut unless a request says otherwise. hidden_size: numbers in the vector of a token; 0 if unknown.
     """
 
     digest: str
@@ -38,6 +38,7 @@ class TextInfo(msgspec.Struct, omit_defaults=True):
     default_prompt: str = ""
     prompt_lengths: dict[str, int] = {}
     truncation_direction: Literal["left", "right"] = "right"
+    hidden_size: int = 0
 
 
 class ModelInfo(msgspec.Struct, omit_defaults=True, kw_only=True):

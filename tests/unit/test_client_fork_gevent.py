@@ -76,6 +76,11 @@ if case == "answered":
     while time.monotonic() < end:
         pass
     forking.get()
+elif case == "starting":
+    # The fork comes before the greenlet that serves the connection has run.
+    client.close()
+    client = Client(sys.argv[1], timeout_s=10)
+    gevent.joinall([gevent.spawn(ask_beside, "echo"), gevent.spawn(fork)], raise_error=True)
 else:
     fork()
 client.close()
@@ -99,7 +104,7 @@ def server() -> Iterator[FakeServer]:
         release.set()
 
 
-@pytest.mark.parametrize("case", ["unused", "used", "given up", "waiting", "answered"])
+@pytest.mark.parametrize("case", ["unused", "used", "given up", "waiting", "answered", "starting"])
 def test_a_child_neither_hangs_nor_disturbs_its_parent(server: FakeServer, case: str) -> None:
     ran = subprocess.run(
         [sys.executable, "-W", "error", "-c", PROGRAM, server.endpoint, case],

@@ -97,16 +97,20 @@ def test_token_embeddings(client: Client) -> None:
         np.testing.assert_array_equal(got, expected)
 
 
-def test_token_embeddings_come_in_answers_of_bounded_size(
+def test_answers_that_grow_with_tokens_are_asked_for_in_parts(
     client: Client, server: FakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    info = client.model("embedding")
-    assert info.text
-    monkeypatch.setattr(text_calls, "TOKEN_VECTORS_BYTES", 3 * 4 * info.text.max_length * info.dimensions - 1)
+    texts = ["ab", "c", "d", "e", "x" * 40]
+    whole = [row.tolist() for row in client.embed_tokens(texts, model="embedding")]
+    labels = client.classify_tokens(texts, model="tokens")
     before = server.requests["infer"]
-    rows = client.embed_tokens(["ab", "c", "d", "e", "f"], model="embedding")
-    assert [len(row) for row in rows] == [4, 3, 3, 3, 3]
+    # Of 4, 3, 3, 3 and 42 tokens, whose ids and offsets come to 20, 16, 16, 16 and 172 bytes.
+    monkeypatch.setattr(text_calls, "TOKEN_FLOATS", 14 * client.model("embedding").dimensions)
+    assert [row.tolist() for row in client.embed_tokens(texts, model="embedding")] == whole
     assert server.requests["infer"] == before + 3
+    monkeypatch.setattr(text_calls, "TOKEN_FLOATS", 14 * len(client.model("tokens").labels))
+    assert client.classify_tokens(texts, model="tokens") == labels
+    assert server.requests["infer"] == before + 6
 
 
 def test_labels_of_tokens(client: Client) -> None:

@@ -119,7 +119,7 @@ def read(folder: Path, pooling: str = "") -> Checkpoint:
     task = task_of(folder, pooling)
     _check_task(settings, task)
     positions = _positions(inner / "config.json", config)
-    tokenizer = tokenizer_json.read(inner, str(config.get("model_type") or ""), settings)
+    tokenizer = tokenizer_json.read(inner, config, settings)
     prompts, default_prompt = _prompts(saved_path, saved)
     if default_prompt and task in ("scores", "token_classifier"):
         raise ConfigError(f"{folder}: a default prompt is supported for embeddings only")

@@ -173,6 +173,7 @@ class TextModel(Model):
             prompts=facts.prompts,
             default_prompt=facts.default_prompt,
             truncation_direction=facts.truncation_direction,
+            hidden_size=self._encoder.hidden_size,
         )
 
     def _load_encoder(self, device: torch.device) -> Encoder:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +18,12 @@ _BERT_CLASSES = frozenset(
     f"{name}Tokenizer" for name in ("Bert", "DistilBert", "Electra", "MobileBert", "MPNet")
 )
 # The kinds of model that have one of these classes where tokenizer_config.json names none.
-_BERT_TYPES = frozenset({"bert", "distilbert", "electra", "ernie", "mobilebert", "mpnet", "nomic_bert"})
+_BERT_TYPES = frozenset({
+    "bert", "convbert", "distilbert", "electra", "ernie", "layoutlm", "megatron-bert", "mobilebert", "mpnet", "nomic_bert",
+    "squeezebert",
+})  # fmt: skip
+# Kinds of model whose tokenizer Transformers takes as it is saved, whatever class is named.
+_AS_SAVED = frozenset({"modernbert", "modernbert-decoder", "nystromformer"})
 _BERT_OPTIONS = {
     "do_lower_case": "lowercase",
     "tokenize_chinese_chars": "handle_chinese_chars",
@@ -32,10 +38,10 @@ class TokenizerFile(NamedTuple):
     direction: Direction
 
 
-def read(folder: Path, model_type: str, settings: TransformerSettings) -> TokenizerFile:
+def read(folder: Path, model: Mapping[str, Any], settings: TransformerSettings) -> TokenizerFile:
     """tokenizer.json as it is, or changed as tokenizer_config.json and the settings say.
 
-    model_type: as in config.json. Raises ModelFolderMissing, ConfigError.
+    model: config.json. Raises ModelFolderMissing, ConfigError.
     """
     path = folder / "tokenizer.json"
     if not path.is_file():
@@ -43,7 +49,7 @@ def read(folder: Path, model_type: str, settings: TransformerSettings) -> Tokeni
     data = path.read_bytes()
     spec, config = parse(path, dict), read_json(folder / "tokenizer_config.json")
     saved = spec.get("normalizer"), spec.get("post_processor")
-    normalizer = _as_configured(saved[0], config, model_type)
+    normalizer = _as_configured(saved[0], config, model)
     if settings.lowercase:
         steps = [{"type": "Lowercase"}, *([normalizer] if normalizer else [])]
         normalizer = {"type": "Sequence", "normalizers": steps}
@@ -64,10 +70,11 @@ def _direction(path: Path, side: object) -> Direction:
     raise ConfigError(f"{path}: texts are cut on the left or the right, not {side!r}")
 
 
-def _as_configured(normalizer: Any, config: dict[str, Any], model_type: str) -> Any:
+def _as_configured(normalizer: Any, config: dict[str, Any], model: Mapping[str, Any]) -> Any:
     """The normalizer as these classes of Transformers make it anew from tokenizer_config.json, where that says anything."""
-    name = str(config.get("tokenizer_class") or "").removesuffix("Fast")
-    if name not in _BERT_CLASSES and (name or model_type not in _BERT_TYPES):
+    kind = model.get("model_type")
+    name = str(config.get("tokenizer_class") or model.get("tokenizer_class") or "").removesuffix("Fast")
+    if kind in _AS_SAVED or (name not in _BERT_CLASSES and (name or kind not in _BERT_TYPES)):
         return normalizer
     if not isinstance(normalizer, dict) or normalizer.get("type") != "BertNormalizer":
         return normalizer

@@ -165,9 +165,9 @@ def test_text_nobody_waits_for_is_not_tokenised(world: World) -> None:
 
 
 def test_the_bytes_of_waiting_texts_are_bounded(world: World) -> None:
-    for number in range(4):
+    for number in range(10):
         world.text("x" * 90, id=b"%d" % number, peer=b"%d" % number)
-    assert world.outcomes() == [(b"2", "overloaded"), (b"3", "overloaded")]
+    assert world.outcomes() == [(b"8", "overloaded"), (b"9", "overloaded")]
 
 
 def test_ids_made_for_the_engine_before_are_refused_by_the_next(world: World) -> None:

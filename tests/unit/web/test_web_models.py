@@ -86,7 +86,7 @@ def test_vertex_answers_no_more_than_an_answer_may_hold(client: Client) -> None:
     one = {"inputs": ["a"] * 8}
     http = create_app(client, Settings(max_answer_bytes=2048)).test_client()
     assert http.post("/vertex", json={"instances": [one]}).status_code == 200
-    answer = http.post("/vertex", json={"instances": [one] * 8})
+    answer = http.post("/vertex", json={"instances": [one] * 24})
     assert answer.status_code == 413
     assert "max_answer_bytes = 2048: send fewer instances" in answer.get_json()["error"]
 

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import socket
 import ssl
 import struct
+import subprocess
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from gunicorn import glogging
@@ -79,3 +84,46 @@ def test_a_handshake_that_stops_in_the_middle_is_bounded_too(monkeypatch: pytest
             tls.do_handshake()
         tls.settimeout(2)
         assert tls.gettimeout() == 2
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl to make a certificate with")
+def test_a_reader_that_is_slow_but_alive_gets_all_of_a_large_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(silence, "SILENCE_S", 0.5)
+    made = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    made.load_cert_chain(*certificate(tmp_path))
+    config = Config()
+    silence.bound_tls(config)
+    near, far = socket.socketpair()
+    trusting = ssl.create_default_context()
+    trusting.check_hostname, trusting.verify_mode = False, ssl.CERT_NONE
+    answer = bytes(8 << 20)
+    with ThreadPoolExecutor(1) as pool, near, far:
+        reading = pool.submit(read_slowly, trusting, far, len(answer))
+        context = config.ssl_context(config, lambda: made)
+        with context.wrap_socket(near, server_side=True, do_handshake_on_connect=False) as tls:
+            tls.setblocking(True)
+            tls.sendall(answer)
+            took = reading.result(timeout=30)
+    assert took > 1.0
+
+
+def certificate(folder: Path) -> tuple[Path, Path]:
+    """A new certificate and its key."""
+    key, certified = folder / "key", folder / "certificate"
+    kind = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", "/CN=x")
+    command = ["openssl", "req", "-x509", *kind, "-keyout", str(key), "-out", str(certified)]
+    subprocess.run(command, check=True, capture_output=True, timeout=30)
+    return certified, key
+
+
+def read_slowly(context: ssl.SSLContext, sock: socket.socket, size: int) -> float:
+    """Read that much with pauses, far longer in all than one may be; return the seconds."""
+    begun = time.monotonic()
+    with context.wrap_socket(sock) as tls:
+        while size and (got := tls.recv(1 << 16)):
+            size -= len(got)
+            time.sleep(0.003)
+    assert not size
+    return time.monotonic() - begun

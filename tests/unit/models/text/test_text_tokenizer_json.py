@@ -78,6 +78,31 @@ def test_what_bert_tokenizers_say_counts(
 
 
 @pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        ({"model_type": "modernbert", "classifier_dropout": 0.0}, "BertTokenizer"),
+        ({"model_type": "nystromformer"}, "BertTokenizerFast"),
+        ({"tokenizer_class": "PreTrainedTokenizerFast"}, None),
+        ({"model_type": "convbert"}, None),
+        ({"model_type": "layoutlm"}, None),
+        ({"model_type": "megatron-bert"}, None),
+        ({"model_type": "squeezebert"}, None),
+    ],
+)
+def test_the_kind_of_model_decides_whether_they_are_asked(
+    make_model: MakeModel, model: dict[str, Any], name: str | None
+) -> None:
+    folder = make_model("bert")
+    word_pieces(folder, lowercase=True)
+    configure(folder, do_lower_case=False, **({"tokenizer_class": name} if name else {}))
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **model}))
+    theirs = AutoTokenizer.from_pretrained(folder)
+    want = [theirs(text, add_special_tokens=False)["input_ids"] for text in TEXTS]
+    assert [ours(folder).encode(text, add_special_tokens=False).ids for text in TEXTS] == want
+
+
+@pytest.mark.parametrize(
     "config",
     [
         {"tokenizer_class": "BertTokenizer"},
