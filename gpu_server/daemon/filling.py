@@ -47,7 +47,7 @@ def splits(request: Request, batch: Batch, policy: Policy) -> bool:
     One that fits no batch of its own is begun wherever there is room.
     """
     whole = policy.max_batch_tokens
-    if request.items == 1 or (whole - batch.cost) * 4 >= whole:
+    if 2 * request.cost <= whole or request.items == 1 or (whole - batch.cost) * 4 >= whole:
         return False
     return whole < 2 * request.waiting_cost() <= 2 * whole
 

@@ -93,7 +93,7 @@ class Loop:
             self._service.expire()
         self._alarm.set(self._service.dispatch())
         self._router.flush()
-        self._input = multipart.waits(self._router.socket)
+        self._input = self._router.has_input()
 
     def _timeout_ms(self) -> int:
         """How long to sleep; the poll is told on the way where an engine has left no room for its batch, or is gone."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -90,6 +91,8 @@ class Service:
         self.draining = False
         self.successor = False
         self._tokenizers: dict[str, bytes] = {}
+        self._held_until = -math.inf
+        self._due_at: float | None = None
         self._link: EngineLink | None = None
         self._served: EngineLink | None = None
         self._ledger = Ledger()
@@ -159,6 +162,7 @@ class Service:
         if self._served is not None:
             carry_over(self._ledger.all(), self._served, link, self._scheduler, self._answers.fail)
         self._link = self._served = link
+        self._held_until = -math.inf
         self._answers.generation = link.generation
         self.models = dict(link.models)
         self._tokenizers = dict(link.tokenizers)
@@ -198,10 +202,12 @@ class Service:
         link = self._link
         if link is None or not self._scheduler.items:
             return None
+        if self._held_until > self._clock():
+            return self._due_at
         while self._has_room(link):
             batch = self._scheduler.due_batch(link.batches.values(), link.models)
             if batch is None:
-                return self._scheduler.due_at
+                return self._hold(self._scheduler.due_at or -math.inf, self._scheduler.due_at)
             now = self._clock()
             for request, start, _ in batch.slices:
                 if not start:
@@ -209,7 +215,12 @@ class Service:
             batch.sent, batch.version = now, link.models[batch.model].version
             batch.generation = link.generation
             link.send(batch)
-        return None
+        return self._hold(math.inf, None)
+
+    def _hold(self, until: float, due_at: float | None) -> float | None:
+        """Let `dispatch` answer `due_at` until a moment, or until a batch ends: no request that comes can change that."""
+        self._held_until, self._due_at = until, due_at
+        return due_at
 
     def _has_room(self, link: EngineLink) -> bool:
         """Whether the engine may be sent another batch: beyond those it runs at a time, one where they are soon done."""
@@ -218,6 +229,7 @@ class Service:
 
     def batch_done(self, batch: Batch, header: ReplyHeader, outputs: Tensors) -> None:
         """Share a batch's answer out to its requests."""
+        self._held_until = -math.inf
         timing = header.timing if header.timing is not msgspec.UNSET else Timing()
         seconds = timing.compute_us / 1e6
         if header.error is msgspec.UNSET and not header.item_errors and not timing.batch_tokens:
