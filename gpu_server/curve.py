@@ -44,10 +44,14 @@ class ClientKeys(NamedTuple):
 def make(stem: Path) -> tuple[Path, Path]:
     """Make a pair: the secret key in `stem`.key, for its owner alone, and the public one in `stem`.pub.
 
-    Raises ConfigError if one is there already, or cannot be written.
+    Raises ConfigError if one is there already or cannot be written, or the name cannot stand in a line.
     """
     if not stem.name:
         raise ConfigError(f"{stem}: names no file")
+    if not stem.name.isprintable():
+        raise ConfigError(
+            f"{stem.name!a}: the name stands in the public key's file, in one line: it must be printable"
+        )
     public, secret = zmq.curve_keypair()
     private, shared = stem.with_name(f"{stem.name}.key"), stem.with_name(f"{stem.name}.pub")
     # False where one may not look: writing says why.

@@ -60,6 +60,14 @@ def test_a_pair_is_made_for_its_owner_and_never_over_another(tmp_path: Path) -> 
         curve.make(tmp_path / ("k" * 252))
 
 
+@pytest.mark.parametrize("name", ["caf\udce9", "two\nlines", "bell\a"])
+def test_a_name_that_cannot_stand_in_a_line_makes_no_keys(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match="must be printable") as raised:
+        curve.make(tmp_path / name)
+    assert str(raised.value).isascii()
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o620])
 def test_a_secret_key_that_others_may_open_is_refused(tmp_path: Path, mode: int) -> None:
     key, _ = curve.make(tmp_path / "web")
