@@ -18,10 +18,9 @@ SMALL = 8
 class Flow:
     """What one peer asks of one model, alike in priority and size: cost outstanding, and the tag of its last request."""
 
-    __slots__ = ("key", "owed", "tag")
+    __slots__ = ("owed", "tag")
 
-    def __init__(self, key: tuple[object, ...]) -> None:
-        self.key = key
+    def __init__(self) -> None:
         self.owed = 0
         self.tag = 0.0
 
@@ -49,7 +48,7 @@ class Flows:
         key = _key(request, budget)
         flow = self._flows.get(key)
         if flow is None:
-            flow = self._flows[key] = Flow(key)
+            flow = self._flows[key] = Flow()
         flow.owed += request.cost
         deep = flow.owed > PROMPT * budget
         weight = PRIORITY_WEIGHT[request.priority]
@@ -59,7 +58,6 @@ class Flows:
         last = flow.tag if deep else min(flow.tag, self._now + (1 + PROMPT) * weight)
         request.tag = flow.tag = tag if tag > last else last
         request.bulk = deep or request.priority == BULK
-        request.flow = flow.key
 
     def leave(self, request: Request) -> None:
         """Forget a request that has its reply."""
@@ -74,5 +72,9 @@ class Flows:
 
 
 def _key(request: Request, budget: int) -> tuple[object, ...]:
-    cost, small = request.cost, budget // SMALL
-    return request.peer, request.model, request.priority, (cost if cost > small else small).bit_length()
+    """Which flow a request belongs to, for as long as it lives."""
+    if not request.flow:
+        cost, small = request.cost, budget // SMALL
+        size = (cost if cost > small else small).bit_length()
+        request.flow = (request.peer, request.model, request.priority, size)
+    return request.flow
