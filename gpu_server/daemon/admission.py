@@ -130,7 +130,7 @@ def _check_ids(ids: Tensor, max_length: int, vocab_size: int) -> None:
             f"item {item} has {lengths[item]} tokens; a row holds 1 to max_length = {max_length}",
             {"item": item, "limit": "max_length"},
         )
-    # Unsigned, a negative id is a large one. Where the largest stands is found in half the time of what it is.
+    # Unsigned, a negative id is a large one. Of a few thousand ids, numpy finds the place of the largest sooner than itself.
     values = np.frombuffer(ids.data, np.uint32)
     if values.item(values.argmax()) >= vocab_size:
         at = int(np.argmax(values >= vocab_size))

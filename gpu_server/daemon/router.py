@@ -89,30 +89,31 @@ class Router:
         self.peers = Peers(self.socket, self._disconnected, gate.accepted)
 
     def receive(self, handle: Handle) -> int:
-        """Read up to `DRAIN_CAP` messages; returns how many there were, so that a full turn can be followed by another.
+        """Read up to `DRAIN_CAP` messages, so that others have their turn; returns how many there were.
 
         `handle(peer, frames, whole)`: a message beyond the limits is cut and not whole.
         """
-        count = 0
         self._drained = False
-        while count < DRAIN_CAP and not self._drained:
+        for count in range(DRAIN_CAP):
             try:
                 frames, last, whole = multipart.receive_with_last(self.socket, MAX_FRAMES, self._max_bytes)
             except zmq.Again:
                 self._drained = True
-                break
+                return count
             peer = frames[0]
             if peer not in self.peers:
                 self.peers.add(peer, last)
             handle(peer, frames[1:], whole)
-            count += 1
-            # A message seldom has others behind it while there is little to do; asking costs half of an exception.
-            self._drained = count == 1 and not multipart.waits(self.socket)
-        return count
+        return DRAIN_CAP
 
     def has_input(self) -> bool:
-        """Whether a message is left. To be asked before sleeping on the socket's descriptor, which sending may reset."""
-        return not self._drained and multipart.waits(self.socket)
+        """Whether there is more to receive than the socket's descriptor tells of; to be asked before sleeping on that.
+
+        It tells of what comes once a message was looked for in vain, unless a reply is sent in between.
+        """
+        if not self._drained:
+            self._drained = not multipart.waits(self.socket)
+        return not self._drained
 
     def send(self, peer: bytes, frames: list[Buffer]) -> None:
         """Send a reply with the next `flush`, or before it as soon as there are `BURST`."""

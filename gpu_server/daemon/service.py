@@ -91,8 +91,9 @@ class Service:
         self.draining = False
         self.successor = False
         self._tokenizers: dict[str, bytes] = {}
-        self._held_until = -math.inf
+        # `dispatch` has this answer until then, whatever comes, unless a batch ends or an engine is ready.
         self._due_at: float | None = None
+        self._settled_until = -math.inf
         self._link: EngineLink | None = None
         self._served: EngineLink | None = None
         self._ledger = Ledger()
@@ -162,7 +163,7 @@ class Service:
         if self._served is not None:
             carry_over(self._ledger.all(), self._served, link, self._scheduler, self._answers.fail)
         self._link = self._served = link
-        self._held_until = -math.inf
+        self._settled_until = -math.inf
         self._answers.generation = link.generation
         self.models = dict(link.models)
         self._tokenizers = dict(link.tokenizers)
@@ -202,12 +203,14 @@ class Service:
         link = self._link
         if link is None or not self._scheduler.items:
             return None
-        if self._held_until > self._clock():
+        if self._settled_until > self._clock():
             return self._due_at
         while self._has_room(link):
             batch = self._scheduler.due_batch(link.batches.values(), link.models)
             if batch is None:
-                return self._hold(self._scheduler.due_at or -math.inf, self._scheduler.due_at)
+                self._due_at = self._scheduler.due_at
+                self._settled_until = -math.inf if self._due_at is None else self._due_at
+                return self._due_at
             now = self._clock()
             for request, start, _ in batch.slices:
                 if not start:
@@ -215,12 +218,8 @@ class Service:
             batch.sent, batch.version = now, link.models[batch.model].version
             batch.generation = link.generation
             link.send(batch)
-        return self._hold(math.inf, None)
-
-    def _hold(self, until: float, due_at: float | None) -> float | None:
-        """Let `dispatch` answer `due_at` until a moment, or until a batch ends: no request that comes can change that."""
-        self._held_until, self._due_at = until, due_at
-        return due_at
+        self._due_at, self._settled_until = None, math.inf
+        return None
 
     def _has_room(self, link: EngineLink) -> bool:
         """Whether the engine may be sent another batch: beyond those it runs at a time, one where they are soon done."""
@@ -229,7 +228,7 @@ class Service:
 
     def batch_done(self, batch: Batch, header: ReplyHeader, outputs: Tensors) -> None:
         """Share a batch's answer out to its requests."""
-        self._held_until = -math.inf
+        self._settled_until = -math.inf
         timing = header.timing if header.timing is not msgspec.UNSET else Timing()
         seconds = timing.compute_us / 1e6
         if header.error is msgspec.UNSET and not header.item_errors and not timing.batch_tokens:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import socket as sockets
 import stat
 import time
@@ -14,6 +15,7 @@ import zmq
 from hand_server import ask
 from running_daemon import until
 
+from gpu_server import multipart
 from gpu_server.config import LimitsConfig
 from gpu_server.connection import Connection
 from gpu_server.daemon import router as routers
@@ -99,6 +101,25 @@ def test_a_turn_reads_no_more_than_its_cap(world: World) -> None:
     until(lambda: counts.append(world.receive()) or len(world.seen) == DRAIN_CAP + 11, "all messages", 10)
     assert max(counts) <= DRAIN_CAP
     assert [frames[1] for _, frames in world.seen[1:]] == [b"%d" % n for n in range(DRAIN_CAP + 10)]
+
+
+def test_what_sending_takes_from_the_descriptor_is_not_slept_over(world: World) -> None:
+    socket, peer = world.peer()
+    until(lambda: not world.receive(), "nothing more to read", 10)
+    assert not world.router.has_input()
+    poller = select.poll()
+    poller.register(multipart.descriptor(world.router.socket), select.POLLIN)
+    socket.send_multipart([b"", b"second"])
+    assert poller.poll(10_000)
+
+    def silent() -> bool:
+        world.router.send(peer, [b"", b"reply"])
+        world.router.flush()
+        return not poller.poll(0)
+
+    until(silent, "sending resets the descriptor", 10)
+    assert world.router.has_input()
+    assert world.receive() == 1
 
 
 def fill(world: World, peer: bytes) -> int:
