@@ -9,7 +9,7 @@ client = Client()
 
 @app.post("/classify")
 def classify():
-    answer = client.infer("Classifier", pixels=request.json)
+    answer = client.infer("Classifier", pixels=request.get_json(silent=True))
     return jsonify(label=answer["label"].tolist(), score=answer["score"].tolist())
 
 

@@ -38,7 +38,8 @@ def main() -> None:
     parser.add_argument("--shape", default="", choices=["", *shapes.SHAPES])
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="gsb-") as folder, shapes.folder(options.shape) as made:
-        model = str(Path(made or options.model).resolve()) if made or options.model else ""
+        given = str(made or options.model)
+        model = str(Path(given).resolve()) if given and Path(given).is_dir() else given
         engine = engine_rate(model)
         endpoint = f"ipc://{folder}/s"
         daemon = load.start_daemon(model, endpoint)
@@ -90,7 +91,10 @@ def token_rows(count: int, info: ModelInfo) -> list[np.ndarray]:
 def engine_rate(model: str) -> float:
     """Tokens per second of the engine in its largest batches."""
     command = [sys.executable, "-m", "gpu_server", "bench", "forward", "--json", *([model] if model else [])]
-    report = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    answer = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    if answer.returncode:
+        raise SystemExit(answer.returncode)
+    report = json.loads(answer.stdout)
     return float(report["rows"][-1]["tokens_per_s"])
 
 

@@ -76,7 +76,7 @@ def rank(call: Call, body: RankRequest, model: str = "") -> Answer:
 
 @routes.post("/v1/score", "/score", "/v1/models/<path:model>/score", body=ScoreRequest, dialect="openai")
 def score_pairs(call: Call, body: ScoreRequest, model: str = "") -> Answer:
-    """Scores of pairs: of a reranker, or the cosine of an embedding model's vectors."""
+    """Scores of pairs: of a reranker, else the cosine of an embedding model's vectors."""
     first = _texts(body.text_1, body.queries, "text_1")
     second = _texts(body.text_2, body.documents, "text_2")
     if len(first) not in (1, len(second)):
@@ -85,9 +85,9 @@ def score_pairs(call: Call, body: ScoreRequest, model: str = "") -> Answer:
         )
     backend = Backend(call)
     name = model or body.model or ""
-    if name and backend.model(name).kind == "embedding":
+    if embedder := _embedder(backend, name):
         backend.check_batch(len(second), "text_2")
-        vectors, info, measures = embed(backend, TextJob([*first, *second], "text_2", name))
+        vectors, info, measures = embed(backend, TextJob([*first, *second], "text_2", embedder))
         values = np.einsum("ij,ij->i", vectors[: len(first)], vectors[len(first) :])
     else:
         pairs = list(zip(first * len(second) if len(first) == 1 else first, second, strict=True))
@@ -110,6 +110,14 @@ def classify(call: Call, body: ClassifyRequest, model: str = "") -> Answer:
         for i, row in enumerate(scores)
     ]
     return json_answer(_listed(call, "classify", info, measures, data), headers=measures.headers(info))
+
+
+def _embedder(backend: Backend, name: str) -> str:
+    """The embedding model that scores pairs: the one of that name, or the first where no reranker is served; "" if none."""
+    infos = [backend.model(name)] if name else backend.models()
+    if any(info.kind in RERANKERS for info in infos):
+        return ""
+    return next((info.name for info in infos if info.kind == "embedding"), "")
 
 
 def _rank(call: Call, body: RankRequest | RerankRequest, model: str) -> Answer:

@@ -20,7 +20,7 @@ from gpu_server.cli import VERBS, main
 from gpu_server.cli.start import Progress
 from gpu_server.daemon.instance import holder_pid
 from gpu_server.errors import ModelLoading
-from gpu_server.testing import FakeModel, FakeServer, embedding_model
+from gpu_server.testing import FakeModel, FakeServer, echo_model, embedding_model
 from gpu_server.wire.documents import EngineStatus, ModelInfo, QueueStatus, Status
 
 
@@ -116,6 +116,12 @@ def test_embed_of_a_model_that_is_not_there(run: Ran, server: FakeServer) -> Non
 def test_embed_of_a_model_that_embeds_nothing(run: Ran, server: FakeServer) -> None:
     code, out, err = run("embed", "a", "--model", "echo")
     assert (code, out, err) == (67, "", "gpu-server: model 'echo' takes no text\n")
+
+
+def test_embed_takes_the_first_model_that_embeds(run: Ran, own_endpoint: str) -> None:
+    with FakeServer(echo_model(), embedding_model(), endpoint=own_endpoint):
+        code, out, err = run("embed", "a")
+    assert (code, err, len(json.loads(out))) == (0, "", 8)
 
 
 def test_embed_while_the_models_load(run: Ran, own_endpoint: str) -> None:

@@ -136,6 +136,15 @@ def test_score(http: FlaskClient) -> None:
     assert cosine["data"][0]["score"] == pytest.approx(1)
 
 
+def test_without_a_reranker_an_embedding_model_scores_also_unnamed() -> None:
+    with FakeServer(classifier(), embedding_model()) as server, Client(server.endpoint) as client:
+        http = create_app(client, Settings()).test_client()
+        answer = ask(http, "/score", text_1="same", text_2=["same", "other"])
+    assert answer["model"] == "fake/embedding"
+    same, other = [entry["score"] for entry in answer["data"]]
+    assert same == pytest.approx(1) and other < 0.999
+
+
 def test_classify(http: FlaskClient) -> None:
     answer = ask(http, "/v1/classify", input=["a", "b" * 30], model="classifier")
     assert [(d["label"], d["num_classes"], len(d["probs"])) for d in answer["data"]] == [("long", 3, 3)] * 2

@@ -62,7 +62,6 @@ def test_a_reranker_does_not_embed(ranks: FlaskClient, path: str, body: dict[str
         ("/rerank", RERANK, "a reranker"),
         ("/v1/rerank", RANK, "a reranker"),
         ("/v2/rerank", RANK, "a reranker"),
-        ("/v1/score", {"text_1": "a", "text_2": "b"}, "a reranker"),
         ("/predict", EMBED, "a classifier or reranker"),
         ("/v1/classify", {"input": "a"}, "a classifier or reranker"),
         ("/embed_sparse", EMBED, "a sparse embedding model"),
