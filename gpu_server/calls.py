@@ -281,7 +281,10 @@ def to_tensors(info: ModelInfo, inputs: Mapping[str, Any]) -> Tensors:
         check_pairs(info, "text_pair" in inputs)
         declared = {name: InputInfo(name, "utf8") for name in inputs}
     if declared and set(inputs) != set(declared):
-        wanted = ", ".join(declared)
+        texts = (
+            "" if info.text is None else "text (and text_pair) or " if info.kind in PAIR_KINDS else "text or "
+        )
+        wanted = texts + ", ".join(i.name for i in info.inputs)
         raise InvalidRequest(
             f"model {info.name!r} takes the inputs: {wanted}; got: {', '.join(inputs) or 'none'}"
         )

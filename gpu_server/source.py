@@ -17,6 +17,7 @@ from gpu_server.errors import ConfigError, MissingDependency, ModelClassError
 Kind = Literal["default", "class", "folder", "hub"]
 
 DEFAULT_NAME = "sentence-transformers/all-MiniLM-L6-v2"
+_SHORT_NAME = DEFAULT_NAME.rpartition("/")[2]
 INSTALL_SERVER = "install gpu-server with its server extra: pip install '.[server]' in the clone"
 _PACKAGES = ("torch", "tokenizers")
 _TEXT_PACKAGES = ("transformers",)
@@ -41,8 +42,14 @@ def kind_of(source: str) -> Kind:
     raise ConfigError(f"{source!r} is neither module:Class, a folder, nor a hub id")
 
 
+def whole_name(source: str) -> str:
+    """The hub id of the default model where a source is its last part, and no folder here; any other source as it is."""
+    return DEFAULT_NAME if source == _SHORT_NAME and not Path(source).is_dir() else source
+
+
 def name_of(source: str) -> str:
     """The name clients ask for when none is configured: hub id, folder name, or the class name."""
+    source = whole_name(source)
     kind = kind_of(source)
     if kind == "default":
         return DEFAULT_NAME

@@ -16,9 +16,12 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from difflib import get_close_matches
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
+from shlex import quote as shell_quote
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 START_LIMIT_S = 600.0
 STOP_LIMIT_S = 40.0
+BACKLOG = 2048
 SENTENCES = ["A man is eating food.", "A man eats something."]
 SHOWN_CHARACTERS = 300
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -57,9 +61,10 @@ def main() -> int:
             signal.signal(number, _interrupt)
     try:
         with ExitStack() as stack:
+            addresses = _addresses()
             environment["GPU_SERVER_ENDPOINT"] = _endpoint(stack, options.check)
-            listener = stack.enter_context(_listen("127.0.0.1:0" if options.check else _bind()))
-            return _run(stack, listener, environment, options)
+            listeners = [_listen(stack, one) for one in (["127.0.0.1:0"] if options.check else addresses)]
+            return _run(stack, listeners, environment, options)
     except KeyboardInterrupt:
         return 0
 
@@ -76,7 +81,11 @@ def _options() -> argparse.Namespace:
         "--check", action="store_true",
         help="send one request over HTTP, print what is answered (of embeddings, how similar two are), and stop",
     )  # fmt: skip
-    return parser.parse_args()
+    options, unknown = parser.parse_known_args()
+    if unknown:
+        near = get_close_matches(unknown[0], ["--check", "--help"], 1)
+        parser.error(f"No such option {unknown[0]!r}.{f' Did you mean {near[0]!r}?' if near else ''}")
+    return options
 
 
 def _interrupt(number: int, frame: object) -> None:
@@ -92,37 +101,65 @@ def _endpoint(stack: ExitStack, private: bool) -> str:
     try:
         endpoint.check(chosen)
     except errors.EndpointError as error:
-        sys.exit(f"scripts/serve: {error}")
+        print(f"scripts/serve: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
     return chosen
 
 
-def _bind() -> str:
-    return os.environ.get("GPU_SERVER_WEB_BIND") or "127.0.0.1:8000"
+def _addresses() -> list[str]:
+    """Where the web is to be served; ends, as Gunicorn would after the model's load, on a wrong GPU_SERVER_WEB_*."""
+    from web import serving
+
+    return serving.bind
 
 
-def _listen(bind: str) -> socket.socket:
-    """The web socket, made here so that a taken address is known before a model loads."""
-    host, _, port = bind.rpartition(":")
-    host = host.strip("[]")
-    if not host or not port.isdecimal() or int(port) > 65535:
-        sys.exit(f"scripts/serve: GPU_SERVER_WEB_BIND: {bind!r} is not host:port")
+def _listen(stack: ExitStack, address: str) -> socket.socket:
+    """A web socket, made here so that a taken address is known before a model loads."""
+    from gunicorn.util import parse_address
+
+    where = parse_address(address)
     try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        return socket.create_server((host, int(port)), family=family, backlog=2048)
+        if isinstance(where, str):
+            return _listen_at(stack, os.path.abspath(where))
+        if isinstance(where, int):
+            return stack.enter_context(socket.socket(fileno=where))
+        family = socket.AF_INET6 if ":" in where[0] else socket.AF_INET
+        return stack.enter_context(socket.create_server(where, family=family, backlog=BACKLOG))
     except OSError as error:
         reason = (error.strerror or str(error)).partition(" (while")[0]
-        sys.exit(
-            f"scripts/serve: cannot listen on {bind}: {reason}; set GPU_SERVER_WEB_BIND to another host:port"
-        )
+        sys.exit(f"scripts/serve: cannot listen on {address}: {reason}; {_elsewhere(address)}")
+
+
+def _listen_at(stack: ExitStack, path: str) -> socket.socket:
+    """A Unix socket with the mode that Gunicorn gives it, in the place of one that nobody serves any more."""
+    from gpu_server import endpoint
+
+    if Path(path).is_socket() and not endpoint.listens(f"ipc://{path}"):
+        Path(path).unlink()
+    listener = stack.enter_context(socket.socket(socket.AF_UNIX))
+    listener.bind(path)
+    stack.callback(Path(path).unlink, missing_ok=True)
+    Path(path).chmod(0o777)
+    listener.listen(BACKLOG)
+    return listener
+
+
+def _elsewhere(address: str) -> str:
+    from web.serving import settings
+    from web.settings import variable_of
+
+    name = "metrics_bind" if address == settings.metrics_bind else "bind"
+    return f"set {variable_of(name)} to another address"
 
 
 def _run(
-    stack: ExitStack, listener: socket.socket, environment: dict[str, str], options: argparse.Namespace
+    stack: ExitStack,
+    listeners: Sequence[socket.socket],
+    environment: dict[str, str],
+    options: argparse.Namespace,
 ) -> int:
     from gpu_server import Client
 
-    host, port = listener.getsockname()[:2]
-    url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     children: Children = {}
     key = _add_key(environment) if options.check else ""
 
@@ -136,20 +173,38 @@ def _run(
     with Client(environment["GPU_SERVER_ENDPOINT"], timeout_s=5.0) as client:
         model = _wait(lambda: _first_model(client, daemon.pid), children)
     # Only now, so that nothing is logged after the message of a daemon that cannot serve.
-    bind = f"fd://{listener.fileno()}"
-    start("Gunicorn", "gunicorn", "--bind", bind, "web:app", cwd=ROOT, pass_fds=[listener.fileno()])
-    _wait(lambda: _web_ready(url), children)
+    numbers = [listener.fileno() for listener in listeners]
+    start(
+        "Gunicorn", "gunicorn", *(f"--bind=fd://{n}" for n in numbers), "web:app", cwd=ROOT, pass_fds=numbers
+    )
+    _wait(lambda: _web_ready(listeners[0]), children)
+    address = listeners[0].getsockname()
     if options.check:
-        return _check(url, model, key)
-    print(f"\nServing on {url}; Ctrl-C stops. Try, in another terminal, or at {url}/docs:")
-    print(f"  {example(url, model)}", flush=True)
+        return _check(_url(address), model, key)
+    _say_where(address, model)
     while True:
         _raise_if_ended(children, serving=True)
         time.sleep(0.2)
 
 
+def _say_where(address: Any, model: ModelInfo) -> None:
+    """Print where it serves, and a command to try."""
+    if isinstance(address, str):
+        shown, pages, url = f"unix:{address}", "", f"--unix-socket {shell_quote(address)} http://localhost"
+    else:
+        shown = url = _url(address)
+        pages = f", or at {url}/docs"
+    print(f"\nServing on {shown}; Ctrl-C stops. Try, in another terminal{pages}:")
+    print(f"  {example(url, model)}", flush=True)
+
+
+def _url(address: tuple[str, int]) -> str:
+    host, port = address[:2]
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
 def example(url: str, model: ModelInfo) -> str:
-    """A command to try a model with, of the route that its kind has."""
+    """A command to try a model with, of the route that its kind has; url: as curl is given it."""
     if model.kind in EXAMPLES:
         path, body = EXAMPLES[model.kind]
         return f"curl -s {url}/{path} -H 'content-type: application/json' -d '{json.dumps(body)}'"
@@ -221,11 +276,17 @@ def _first_model(client: Client, pid: int) -> ModelInfo | None:
     return status.models[0] if status.pid == pid and status.state == "ready" else None
 
 
-def _web_ready(url: str) -> bool:
+def _web_ready(listener: socket.socket) -> bool:
+    """Whether the web answers that it is ready, asked at the listener's own address."""
     try:
-        with urllib.request.urlopen(f"{url}/readyz", timeout=5) as reply:
-            return bool(reply.status == 200)
-    except (urllib.error.URLError, OSError):
+        with socket.socket(listener.family) as asking:
+            asking.settimeout(5)
+            asking.connect(listener.getsockname())
+            connection = HTTPConnection("localhost")
+            connection.sock = asking
+            connection.request("GET", "/readyz")
+            return connection.getresponse().status == 200
+    except (HTTPException, OSError):
         return False
 
 

@@ -1,5 +1,6 @@
 """Run naive.py and fixed.py under `gunicorn -w 4 --preload` and show what each answers: `python run.py`."""
 
+import argparse
 import json
 import os
 import re
@@ -22,6 +23,7 @@ START_LIMIT_S = 300
 
 
 def main():
+    argparse.ArgumentParser(description=__doc__).parse_args()
     with tempfile.TemporaryDirectory(prefix="fork-") as folder:
         if torch.cuda.is_available():
             show_naive(Path(folder))

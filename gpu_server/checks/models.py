@@ -37,7 +37,12 @@ def _missing(error: MissingDependency, needed: bool) -> Finding:
     said, _, fix = str(error).partition("; ")
     if needed:
         return Finding("model", "error", said, fix)
-    return Finding("model", "info", f"{said}, so no model was looked at: the daemon that answers has its own")
+    return Finding(
+        "model",
+        "info",
+        f"{said}, so no model was looked at: web workers need none",
+        f"to run them here: {fix}",
+    )
 
 
 def load(config: Config, timeout_s: float) -> list[Finding]:

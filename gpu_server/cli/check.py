@@ -59,9 +59,11 @@ def command(
     found: list[Finding] = []
 
     def models() -> Sequence[Finding]:
-        daemons = {finding.severity for finding in found if finding.check == "daemon"}
-        asked = "ok" not in daemons if load is None else load
-        return the_models(settings, asked, needed=bool(load) or daemons <= {"error"})
+        said = {finding.check: finding.severity for finding in found}
+        answers = said.get("daemon", "error")
+        asked = answers != "ok" if load is None else load
+        web_only = said["torch"] == "info" and not (path or settings.models)
+        return the_models(settings, asked, needed=bool(load) or (answers == "error" and not web_only))
 
     steps: Sequence[tuple[str, Callable[[], Sequence[Finding]]]] = (
         ("variables", environment.variables),
@@ -116,7 +118,7 @@ def the_daemon(url: str) -> list[Finding]:
 
 
 def the_models(settings: config.Config, load: bool, needed: bool) -> Sequence[Finding]:
-    """What is wrong with the models; loads them only if nothing is wrong before. needed: no other daemon has them."""
+    """What is wrong with the models; loads them only if nothing is wrong before. needed: they are to run here."""
     found = models.names(settings, needed)
     if found or not load:
         return found

@@ -6,14 +6,41 @@ import inspect
 import sysconfig
 import traceback
 from pathlib import Path
+from typing import NamedTuple
+
+from gpu_server.errors import EngineStartFailed
 
 _OURS = f"{Path(__file__).parents[1]}/"
 _LIBRARY = f"{sysconfig.get_path('stdlib')}/"
 
 
+class LoadRaised(EngineStartFailed):
+    """What a model's code raised while it was loaded or warmed up: the message names the model, `error` is the original."""
+
+    def __init__(self, name: str, error: Exception) -> None:
+        super().__init__(f"model {name!r} fails to load: {describe(error)}")
+        self.error = error
+
+
+class Blame(NamedTuple):
+    """An error without its traceback. words: its first line, which may quote a request. place: as `place` gives it."""
+
+    kind: str
+    words: str
+    place: str
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.words}{self.place}"
+
+
+def of(error: BaseException, model: type | None = None) -> Blame:
+    """What is to blame for an error; `model` is where to look if none of its lines ran."""
+    return Blame(type(error).__name__, str(error).partition("\n")[0], place(error, model))
+
+
 def describe(error: BaseException, model: type | None = None) -> str:
-    """`KeyError: 'x' (classifier.py:12)`; `model` is where to look if none of its lines ran."""
-    return f"{type(error).__name__}: {error}".partition("\n")[0] + place(error, model)
+    """`KeyError: 'x' (classifier.py:12)`; `model` as for `of`."""
+    return str(of(error, model))
 
 
 def place(error: BaseException, model: type | None = None) -> str:

@@ -17,7 +17,7 @@ from gpu_server import source
 from gpu_server.engine import blame, verify
 from gpu_server.engine.memory import Stages
 from gpu_server.engine.runner import Runner
-from gpu_server.errors import ConfigError, ModelClassError
+from gpu_server.errors import ConfigError, GPUServerError, ModelClassError
 from gpu_server.models.base import Model
 from gpu_server.models.text import source as text_source
 from gpu_server.tokenizing import TextTokenizer
@@ -53,7 +53,19 @@ class LoadedModel:
 
 
 def load(spec: ModelSpec, engine: EngineSpec, device: torch.device, progress: Progress) -> LoadedModel:
-    """Load and warm one model; `progress(phase, done)` gets a part of 1. Raises ConfigError or what the model raises."""
+    """Load and warm one model; `progress(phase, done)` gets a part of 1.
+
+    Raises ConfigError and other errors of this package, and LoadRaised for any other that the model raises.
+    """
+    try:
+        return _load(spec, engine, device, progress)
+    except GPUServerError:
+        raise
+    except Exception as error:
+        raise blame.LoadRaised(spec.name, error) from error
+
+
+def _load(spec: ModelSpec, engine: EngineSpec, device: torch.device, progress: Progress) -> LoadedModel:
     progress(f"loading {spec.name}", 0.0)
     model = _make(spec, engine)
     stages = Stages(device)

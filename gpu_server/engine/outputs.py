@@ -13,7 +13,7 @@ from gpu_server.errors import ModelFailed
 from gpu_server.models.base import Ragged
 from gpu_server.models.landed import Landed
 from gpu_server.wire import ItemError, Tensor, Tensors
-from gpu_server.wire.convert import as_tensor
+from gpu_server.wire.convert import as_tensor, has_entries
 from gpu_server.wire.limits import MAX_DIMENSIONS
 from gpu_server.wire.tensor import NUMPY_DTYPE
 
@@ -127,6 +127,10 @@ def _to_wire(name: str, value: Any) -> Tensor:
                 return _ragged([v.numpy() for v in value])
             if all(isinstance(v, np.ndarray) for v in value):
                 return _ragged(value)
+        if not has_entries(value):
+            raise TypeError(
+                f"it is of type {type(value).__name__}; an output is a tensor, an array or a list, with one entry per item"
+            )
         return as_tensor(value)
     except (TypeError, ValueError) as error:
         raise ModelFailed(f"output {name!r} cannot be sent: {error}") from None

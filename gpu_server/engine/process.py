@@ -158,13 +158,13 @@ def _report(tell: Tell, error: Exception, serving: bool) -> int:
 
     Permanent is only what a fresh process would meet again: a failed start, unless the device was to blame.
     """
-    if isinstance(error, GPUServerError):
-        message = str(error).partition("\n")[0]
-    else:
-        message = blame.describe(error)
-        log.debug("engine failed", exc_info=error)
+    ours = isinstance(error, GPUServerError)
+    message = str(error).partition("\n")[0] if ours else blame.describe(error)
+    raised = error.error if isinstance(error, blame.LoadRaised) else error
+    if not isinstance(raised, GPUServerError):
+        log.debug("engine failed", exc_info=raised)
     code = error.exit_code if isinstance(error, ConfigError) else EngineStartFailed.exit_code
-    fault = _fault(error)
+    fault = _fault(raised)
     event = Event(
         kind="failed", message=message, exit_code=code, permanent=not fault and not serving, fault=fault
     )

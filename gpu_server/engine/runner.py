@@ -23,6 +23,7 @@ class Pending:
     """A batch that has been started; `wait` gives its answer.
 
     fitting: after `wait`, what a batch may cost if this one was too large for the device's memory; else 0.
+    raised: after `wait`, the last error in it that the model's own code raised; for the operator, never for callers.
     """
 
     def __init__(self, runner: Runner, inputs: Tensors, params: dict[str, Any]) -> None:
@@ -34,10 +35,12 @@ class Pending:
         self._error: RemoteError | None = None
         self.fitting = 0
         self.started = time.perf_counter()
+        runner.raised = None
         try:
             self._staged, self._event = runner.start(inputs, params)
         except Exception as error:  # noqa: BLE001 - the boundary to user code
             self._error = runner.translate(error)
+        self.raised: blame.Blame | None = runner.raised
 
     def ready(self) -> bool:
         """Whether `wait` would not wait."""
@@ -49,6 +52,14 @@ class Pending:
 
     def wait(self) -> Answer:
         """The outputs and the items that failed alone; raises RemoteError if all did, DeviceLost if the device is."""
+        # Another batch may have been started since this one.
+        self._runner.raised = self.raised
+        try:
+            return self._answer()
+        finally:
+            self.raised = self._runner.raised
+
+    def _answer(self) -> Answer:
         outcome = self._outcome()
         if not isinstance(outcome, RemoteError) and not outcome[1]:
             return outcome
@@ -74,13 +85,13 @@ class Pending:
 class Runner:
     """One loaded model on one device.
 
-    raised: the last error that the model's own code raised, and where; for the operator, never for callers.
+    raised: the last error that the model's own code raised in the batch that was run last.
     """
 
     def __init__(self, model: Model, device: torch.device) -> None:
         self.model = model
         self.device = device
-        self.raised = ""
+        self.raised: blame.Blame | None = None
 
     def enqueue(self, inputs: Tensors, params: dict[str, Any]) -> Pending:
         """Start a batch; on a GPU this returns before it has run."""
@@ -119,7 +130,7 @@ class Runner:
         if devices.is_out_of_memory(error):
             return OutOfMemory("the device has not enough memory for this input")
         log.debug("forward failed", exc_info=error)
-        self.raised = blame.describe(error, type(self.model))
+        self.raised = blame.of(error, type(self.model))
         return ModelFailed(f"the model raised {type(error).__name__}")
 
     def isolation(self, params: dict[str, Any]) -> Isolation:

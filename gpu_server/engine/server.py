@@ -110,6 +110,11 @@ class EngineServer:
         except RemoteError as error:
             self._refuse(header, error, self._timing(pending))
             return
+        finally:
+            if pending.raised is not None:
+                # Not its words, which may quote the request.
+                raised = f"{pending.raised.kind}{pending.raised.place}"
+                _tell("the model raised", header, logging.WARNING, error=raised)
         timing = self._timing(pending)
         _tell("batch ran", header, compute_ms=timing.compute_us / 1e3, failed_items=len(item_errors))
         reply = ReplyHeader(v=VERSION, id=header.id, item_errors=tuple(item_errors), timing=timing)
@@ -138,12 +143,12 @@ class EngineServer:
         return Timing(compute_us=int(seconds * 1e6), batch_tokens=pending.fitting)
 
 
-def _tell(event: str, header: RequestHeader, **facts: object) -> None:
+def _tell(event: str, header: RequestHeader, level: int = logging.DEBUG, **facts: object) -> None:
     """A line under the daemon's number of the batch, and the trace of its first request."""
-    if header.op == "infer" and log.isEnabledFor(logging.DEBUG):
+    if header.op == "infer" and log.isEnabledFor(level):
         batch = {
             "batch": int.from_bytes(header.id, "little"),
             "model": header.model,
             "trace": header.traceparent[3:35],
         }
-        log.debug(event, extra=batch | facts)
+        log.log(level, event, extra=batch | facts)

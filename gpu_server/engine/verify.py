@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from gpu_server.engine.blame import Blame
 from gpu_server.engine.outputs import not_finite
 from gpu_server.engine.runner import Runner
 from gpu_server.errors import ConfigError, InvalidRequest, ModelFailed, RemoteError, from_wire
@@ -23,7 +24,6 @@ def run(info: ModelInfo, runner: Runner, given: Mapping[str, Any]) -> Tensors:
     the place.
     """
     inputs = requested(info, given)
-    runner.raised = ""
     try:
         outputs, errors = runner.run(inputs)
     except RemoteError as error:
@@ -54,7 +54,7 @@ def check_finite(name: str, outputs: Tensors) -> None:
             )
 
 
-def _fails(info: ModelInfo, why: str) -> str:
+def _fails(info: ModelInfo, why: Blame | str) -> str:
     return f"model {info.name!r} fails on its own example: {why}"
 
 

@@ -19,7 +19,7 @@ def as_tensor(values: Any, dtype: str | None = None, ragged: bool | None = None)
     """
     if isinstance(values, Tensor):
         return values
-    if isinstance(values, str | bytes | dict) or not hasattr(values, "__len__"):
+    if not has_entries(values):
         raise TypeError("an input is a list (or array) with one entry per item")
     if len(values) and isinstance(values[0], str | bytes):
         return _strings(values, dtype)
@@ -35,6 +35,11 @@ def as_tensor(values: Any, dtype: str | None = None, ragged: bool | None = None)
     if wanted is None and not isinstance(values, np.ndarray) and array.dtype == np.float64:
         wanted = np.dtype("<f4")
     return Tensor.from_numpy(array if wanted is None else _cast(array, wanted))
+
+
+def has_entries(values: Any) -> bool:
+    """Whether a value may have one entry per item, as a list or an array has."""
+    return hasattr(values, "__len__") and not isinstance(values, str | bytes | dict)
 
 
 def _strings(values: Sequence[Any], dtype: str | None) -> Tensor:

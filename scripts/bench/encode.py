@@ -45,6 +45,7 @@ from gpu_server.engine import shapes
 from gpu_server.engine.bench import MEDIAN_TOKENS, SHORTEST, SIGMA
 from gpu_server.engine.loader import LoadedModel, load
 from gpu_server.models.text import source
+from gpu_server.source import DEFAULT_NAME
 from gpu_server.tokenizing import TextTokenizer
 from gpu_server.wire.documents import TextInfo
 from gpu_server.wire.events import EngineSpec, ModelSpec
@@ -159,7 +160,7 @@ def load_ours(folder: str, device: torch.device, options: argparse.Namespace) ->
 def show_setup(options: argparse.Namespace, ours: LoadedModel) -> None:
     """What was measured on what."""
     info = ours.info
-    print(f"{options.shape or options.model or source.DEFAULT_MODEL}: {info.dtype}, runs {info.runs}")
+    print(f"{options.shape or options.model or DEFAULT_NAME}: {info.dtype}, runs {info.runs}")
     threads = f"{torch.get_num_threads()} torch threads that wait {os.environ['OMP_WAIT_POLICY'].lower()}"
     print(f"{processor()}, {threads}; {devices.describe(ours.runner.device)}")
     print(

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from running_daemon import COMMAND, MODELS, ROOT, alive, children, clean_environment, until
 
 from gpu_server.client import Client
+from gpu_server.errors import ConfigError, EndpointError
 from gpu_server.wire.documents import InputInfo, ModelInfo
 
 SCRIPT = ROOT / "scripts" / "serve.py"
@@ -182,7 +184,7 @@ def test_a_taken_address_is_said_at_once(own_endpoint: str) -> None:
         ended = finished(GPU_SERVER_ENDPOINT=own_endpoint, GPU_SERVER_WEB_BIND=bind)
     expected = (
         f"scripts/serve: cannot listen on {bind}: Address already in use; "
-        "set GPU_SERVER_WEB_BIND to another host:port\n"
+        "set GPU_SERVER_WEB_BIND to another address\n"
     )
     assert (ended.returncode, ended.stdout, ended.stderr) == (1, "", expected)
 
@@ -197,10 +199,49 @@ def test_a_wrong_model_is_the_last_word(own_endpoint: str, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("variable", "value"), [("GPU_SERVER_WEB_BIND", "unix:/tmp/x"), ("GPU_SERVER_ENDPOINT", "nonsense")]
+    ("variable", "value", "error"),
+    [
+        ("GPU_SERVER_ENDPOINT", "nonsense", EndpointError),
+        ("GPU_SERVER_WEB_BIND", "8000", ConfigError),
+        ("GPU_SERVER_WEB_THREADS", "many", ConfigError),
+        ("GPU_SERVER_WEB_API_KEYS_FILE", "/no/such/file", ConfigError),
+    ],
 )
-def test_a_wrong_setting_is_one_line(variable: str, value: str) -> None:
-    ended = finished(**{variable: value})
+def test_a_wrong_setting_is_one_line_and_the_code_of_the_command_it_is_for(
+    variable: str, value: str, error: type[ConfigError]
+) -> None:
+    """Before a model is looked for: of the one that is named, nothing is said."""
+    ended = finished("no.such:Model", **{variable: value})
     (line,) = ended.stderr.splitlines()
-    assert ended.returncode == 1
+    assert ended.returncode == error.exit_code
     assert value in line
+
+
+def test_a_misspelt_option_is_not_a_model() -> None:
+    ended = finished("--chek", "served_models:Numbers")
+    assert ended.returncode == 2
+    assert ended.stderr.endswith("No such option '--chek'. Did you mean '--check'?\n")
+
+
+def test_a_unix_socket_and_a_listener_of_the_metrics(own_endpoint: str, tmp_path: Path) -> None:
+    path, metrics = tmp_path / "web.sock", f"127.0.0.1:{free_port()}"
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(str(path))
+    env = {
+        "GPU_SERVER_ENDPOINT": own_endpoint,
+        "GPU_SERVER_WEB_BIND": f"unix:{path}",
+        "GPU_SERVER_WEB_METRICS_BIND": metrics,
+    }
+    with serving(**env) as (_, out):
+        until(lambda: out.seek(0) or b"curl" in out.read(), "the command to try")
+        out.seek(0)
+        said = out.read().decode()
+        assert f"\nServing on unix:{path}; Ctrl-C stops. Try, in another terminal:\n" in said
+        assert f" | curl -s --unix-socket {path} http://localhost/v1/models/Numbers/infer " in said
+        assert path.stat().st_mode & 0o777 == 0o777
+        with urllib.request.urlopen(f"http://{metrics}/metrics", timeout=30) as reply:
+            assert reply.status == 200
+        taken = finished(**env)
+        assert (taken.returncode, path.exists()) == (1, True)
+        assert f"cannot listen on unix:{path}: Address already in use; " in taken.stderr
+    assert not path.exists()

@@ -16,7 +16,11 @@ pytestmark = pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "code", "said"),
     [
-        ("RaisesInLoad", 70, "OSError: weights.bin is truncated (served_models.py:"),
+        (
+            "RaisesInLoad",
+            70,
+            "model 'RaisesInLoad' fails to load: OSError: weights.bin is truncated (served_models.py:",
+        ),
         (
             "RaisesInWarmUp",
             70,

@@ -70,7 +70,7 @@ def test_ten_reloads_under_load_lose_and_mix_nothing(start: StartOracle) -> None
 
 
 BAD = {
-    "load": "OSError: weights.bin is truncated (oracle_model.py:",
+    "load": "model 'Oracle' fails to load: OSError: weights.bin is truncated (oracle_model.py:",
     "nan": "model 'Oracle' answers its own example with NaN or infinity in output 'score'",
     "exit": "exited with code 9",
 }

@@ -328,5 +328,12 @@ def test_infer_sends_text_to_a_text_model() -> None:
     assert to_tensors(info, {"text": ["ä", "b"]})["text"].strings() == ["ä", "b"]
     with pytest.raises(InvalidRequest, match="text"):
         to_tensors(info, {"text": [1]})
-    with pytest.raises(InvalidRequest, match="takes the inputs: input_ids"):
+    with pytest.raises(InvalidRequest, match="takes the inputs: text or input_ids; got: text, more"):
         to_tensors(info, {"text": ["a"], "more": [1]})
+    with pytest.raises(InvalidRequest, match="takes the inputs: text or input_ids; got: txt"):
+        to_tensors(info, {"txt": ["a"]})
+    pairs = msgspec.structs.replace(info, kind="reranker")
+    with pytest.raises(
+        InvalidRequest, match=r"takes the inputs: text \(and text_pair\) or input_ids; got: txt"
+    ):
+        to_tensors(pairs, {"txt": ["a"]})

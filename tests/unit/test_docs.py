@@ -11,6 +11,7 @@ import tomllib
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -91,6 +92,18 @@ def test_fixed_app_differs_from_the_naive_one_in_at_most_ten_lines() -> None:
     naive, fixed = ((folder / name).read_text("utf-8").splitlines() for name in ("naive.py", "fixed.py"))
     changed = [line for line in difflib.ndiff(naive, fixed) if line[0] in "-+"]
     assert 0 < len(changed) <= 10
+
+
+def test_help_of_the_fork_error_example_runs_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for heavy in ("minilm", "torch"):
+        monkeypatch.setitem(sys.modules, heavy, ModuleType(heavy))
+    monkeypatch.setattr(sys, "argv", ["run.py", "--help"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / "examples" / "fork_error" / "run.py"), run_name="__main__")
+    assert ended.value.code == 0
+    assert "naive.py and fixed.py" in capsys.readouterr().out
 
 
 def test_quick_start_client_block_prints_what_the_page_says(

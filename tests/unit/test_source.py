@@ -33,6 +33,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("~/bge", "folder", "bge"),
         ("BAAI/bge-small-en-v1.5", "hub", "BAAI/bge-small-en-v1.5"),
         ("gpt2", "hub", "gpt2"),
+        ("all-MiniLM-L6-v2", "hub", "sentence-transformers/all-MiniLM-L6-v2"),
     ],
 )
 def test_what_a_source_names(folder: Path, text: str, kind: str, name: str) -> None:
@@ -42,6 +43,8 @@ def test_what_a_source_names(folder: Path, text: str, kind: str, name: str) -> N
 def test_a_folder_here_is_no_hub_id(folder: Path) -> None:
     (folder / "gpt2").mkdir()
     assert source.kind_of("gpt2") == "folder"
+    (folder / "all-MiniLM-L6-v2").mkdir()
+    assert source.name_of("all-MiniLM-L6-v2") == "all-MiniLM-L6-v2"
 
 
 @pytest.mark.parametrize("text", ["a:b:c", "mod:", ":Class", "mod:1x", "path/mod.py:Class", "https://x/y"])

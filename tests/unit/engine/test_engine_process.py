@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import socket as sockets
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import torch
 
 from gpu_server import logs
 from gpu_server.engine import device, parent, process
+from gpu_server.engine.blame import LoadRaised
 from gpu_server.errors import ConfigError, DeviceLost, OutOfMemory
 from gpu_server.wire.events import EngineSpec, Event, pack, unpack_event
 
@@ -82,9 +84,28 @@ def test_an_unforeseen_error_while_serving_is_not_permanent(end: End) -> None:
     assert event.message.startswith("KeyError: 'x' (test_engine_process.py:")
 
 
+def test_what_a_model_raised_while_it_loaded_is_told_with_its_name_and_logged_with_its_traceback(
+    end: End, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("gpu_server"), "propagate", True)
+    caplog.set_level(logging.DEBUG, "gpu_server.engine.process")
+    raised = FileNotFoundError("no weights")
+    event, exit_code = end(LoadRaised("b", raised), False)
+    assert event.message == "model 'b' fails to load: FileNotFoundError: no weights"
+    assert (event.permanent, exit_code) == (True, 70)
+    (record,) = caplog.records
+    assert record.exc_info and record.exc_info[1] is raised
+
+
 @pytest.mark.parametrize("serving", [False, True])
 @pytest.mark.parametrize(
-    "error", [DeviceLost("gone"), torch.OutOfMemoryError("full"), OutOfMemory("not enough for the warm-up")]
+    "error",
+    [
+        DeviceLost("gone"),
+        torch.OutOfMemoryError("full"),
+        OutOfMemory("not enough for the warm-up"),
+        LoadRaised("m", torch.OutOfMemoryError("full")),
+    ],
 )
 def test_a_device_that_fails_is_not_permanent(end: End, error: Exception, serving: bool) -> None:
     # The engine knows what torch says of a device once it has taken one.

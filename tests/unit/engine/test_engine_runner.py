@@ -115,6 +115,17 @@ def test_what_callers_hear_holds_no_secrets() -> None:
     assert "secret" not in error.value.message
 
 
+def test_each_batch_has_its_own_error_whatever_was_started_meanwhile() -> None:
+    runner = Runner(Doubler(poisoned({7})), CPU)
+    values = ([7, 1], [1, 2], [3, 7, 4])
+    batches = [runner.enqueue({"x": Tensor.from_numpy(np.array(batch, np.float32))}, {}) for batch in values]
+    for batch in batches:
+        batch.wait()
+    line = poisoned.__code__.co_firstlineno + 3
+    raised = ("ValueError", "secret path", f" (test_engine_runner.py:{line})")
+    assert [batch.raised for batch in batches] == [raised, None, raised]
+
+
 def test_an_error_made_for_callers_is_passed_on() -> None:
     (_, errors), _ = run(poisoned({1}, lambda: InvalidRequest("image 3 is not square")), 4)
     assert [(e.item, e.code, e.message) for e in errors] == [(1, "invalid_request", "image 3 is not square")]

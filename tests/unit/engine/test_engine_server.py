@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket as sockets
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -22,12 +23,13 @@ from gpu_server.wire.header import ErrorBody
 
 LAST = -1.0
 TOO_LARGE = -2.0
+RAISES = -3.0
 WIDTH = 256
 Exchange = Callable[..., list[tuple[ReplyHeader, Tensors]]]
 
 
 class Once(Model):
-    """Answers from a buffer that each forward overwrites; LAST ends the engine, TOO_LARGE fits into no memory."""
+    """Answers from a buffer that each forward overwrites; LAST ends the engine, TOO_LARGE fits no memory, RAISES raises."""
 
     check_finite = True
 
@@ -40,6 +42,8 @@ class Once(Model):
             raise RuntimeError("CUDA error: the last batch")
         if TOO_LARGE in x:
             raise torch.OutOfMemoryError("CUDA out of memory")
+        if RAISES in x:
+            raise KeyError("what a caller sent")
         answer = self._buffer[: len(x)]
         answer.copy_(x[:, None])
         return answer
@@ -97,6 +101,21 @@ def test_items_that_fail_alone_are_named(exchange: Exchange) -> None:
     ((header, outputs),) = exchange(np.array([1, np.nan, 3]))
     assert [(error.item, error.code) for error in header.item_errors] == [(1, "model_failed")]
     assert outputs["output"].to_numpy()[:, 0].tolist() == [1, 0, 3]
+
+
+def test_the_log_names_the_place_of_what_the_model_raised_and_not_its_words(
+    exchange: Exchange, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("gpu_server"), "propagate", True)
+    caplog.set_level(logging.WARNING, "gpu_server.engine.server")
+    replies = exchange(np.array([1]), np.array([1, RAISES, 3, 4]), np.array([RAISES]))
+    assert replies[1][0].item_errors[0].message == "the model raised KeyError"
+    line = Once.forward.__code__.co_firstlineno + 7
+    facts = [(r.levelname, r.getMessage(), vars(r)["batch"], vars(r)["error"]) for r in caplog.records]
+    assert facts == [
+        ("WARNING", "the model raised", batch, f"KeyError (test_engine_server.py:{line})") for batch in (2, 3)
+    ]
+    assert all(vars(r)["model"] == "m" and "a caller" not in str(vars(r)) for r in caplog.records)
 
 
 def test_a_batch_of_which_nothing_fits_still_says_what_a_batch_may_cost(exchange: Exchange) -> None:

@@ -65,7 +65,7 @@ def test_a_class_that_does_not_inherit_is_told_to_have_run_if_it_has(
     [
         (
             BARE.replace("device): ...", "device): 1 / 0"),
-            f"ZeroDivisionError: division by zero ({MODULE}.py:3)",
+            f"model 'bare' fails to load: ZeroDivisionError: division by zero ({MODULE}.py:3)",
         ),
         (
             BARE.replace('batch["x"]', 'batch["y"]') + EXAMPLE,
