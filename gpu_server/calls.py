@@ -281,10 +281,9 @@ def to_tensors(info: ModelInfo, inputs: Mapping[str, Any]) -> Tensors:
         check_pairs(info, "text_pair" in inputs)
         declared = {name: InputInfo(name, "utf8") for name in inputs}
     if declared and set(inputs) != set(declared):
-        texts = (
-            "" if info.text is None else "text (and text_pair) or " if info.kind in PAIR_KINDS else "text or "
-        )
-        wanted = texts + ", ".join(i.name for i in info.inputs)
+        wanted = ", ".join(i.name for i in info.inputs)
+        if info.text is not None:
+            wanted = f"{'text (and text_pair)' if info.kind in PAIR_KINDS else 'text'} or {wanted}"
         raise InvalidRequest(
             f"model {info.name!r} takes the inputs: {wanted}; got: {', '.join(inputs) or 'none'}"
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import fcntl
 import json
 import math
 import os
@@ -17,7 +18,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from difflib import get_close_matches
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
@@ -81,7 +82,7 @@ def _options() -> argparse.Namespace:
         "--check", action="store_true",
         help="send one request over HTTP, print what is answered (of embeddings, how similar two are), and stop",
     )  # fmt: skip
-    options, unknown = parser.parse_known_args()
+    options, unknown = parser.parse_known_intermixed_args()
     if unknown:
         near = get_close_matches(unknown[0], ["--check", "--help"], 1)
         parser.error(f"No such option {unknown[0]!r}.{f' Did you mean {near[0]!r}?' if near else ''}")
@@ -125,23 +126,47 @@ def _listen(stack: ExitStack, address: str) -> socket.socket:
             return stack.enter_context(socket.socket(fileno=where))
         family = socket.AF_INET6 if ":" in where[0] else socket.AF_INET
         return stack.enter_context(socket.create_server(where, family=family, backlog=BACKLOG))
-    except OSError as error:
-        reason = (error.strerror or str(error)).partition(" (while")[0]
+    except (OSError, ValueError) as error:
+        reason = (getattr(error, "strerror", None) or str(error)).partition(" (while")[0]
         sys.exit(f"scripts/serve: cannot listen on {address}: {reason}; {_elsewhere(address)}")
 
 
 def _listen_at(stack: ExitStack, path: str) -> socket.socket:
-    """A Unix socket with the mode that Gunicorn gives it, in the place of one that nobody serves any more."""
-    from gpu_server import endpoint
-
-    if Path(path).is_socket() and not endpoint.listens(f"ipc://{path}"):
-        Path(path).unlink()
+    """A Unix socket, open to all as Gunicorn's are by default, in the place of one that nobody serves any more."""
     listener = stack.enter_context(socket.socket(socket.AF_UNIX))
-    listener.bind(path)
-    stack.callback(Path(path).unlink, missing_ok=True)
-    Path(path).chmod(0o777)
-    listener.listen(BACKLOG)
+    folder = os.open(os.path.dirname(path), os.O_RDONLY)
+    try:
+        # One that starts at the same time must not find this one between its name and its listening.
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        if _is_left(path):
+            os.unlink(path)
+        listener.bind(path)
+        os.chmod(path, 0o777)
+        listener.listen(BACKLOG)
+    finally:
+        os.close(folder)
+    stack.callback(_remove, path, os.stat(path))
     return listener
+
+
+def _is_left(path: str) -> bool:
+    """Whether a Unix socket is there that nobody listens at."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            return Path(path).is_socket()
+        except OSError:
+            pass
+        return False
+
+
+def _remove(path: str, made: os.stat_result) -> None:
+    """Remove a Unix socket unless Gunicorn has, and another stands in its place already."""
+    with suppress(FileNotFoundError):
+        if os.path.samestat(made, os.stat(path)):
+            os.unlink(path)
 
 
 def _elsewhere(address: str) -> str:
@@ -178,23 +203,23 @@ def _run(
         "Gunicorn", "gunicorn", *(f"--bind=fd://{n}" for n in numbers), "web:app", cwd=ROOT, pass_fds=numbers
     )
     _wait(lambda: _web_ready(listeners[0]), children)
-    address = listeners[0].getsockname()
     if options.check:
-        return _check(_url(address), model, key)
-    _say_where(address, model)
+        return _check(_url(listeners[0].getsockname()), model, key)
+    _say_where([listener.getsockname() for listener in listeners], model)
     while True:
         _raise_if_ended(children, serving=True)
         time.sleep(0.2)
 
 
-def _say_where(address: Any, model: ModelInfo) -> None:
-    """Print where it serves, and a command to try."""
-    if isinstance(address, str):
-        shown, pages, url = f"unix:{address}", "", f"--unix-socket {shell_quote(address)} http://localhost"
+def _say_where(addresses: Sequence[Any], model: ModelInfo) -> None:
+    """Print where it serves, and a command to try at the first address."""
+    names = [os.fsdecode(one) if isinstance(one, str | bytes) else "" for one in addresses]
+    shown = [f"unix:{name}" if name else _url(one) for name, one in zip(names, addresses, strict=True)]
+    if names[0]:
+        pages, url = "", f"--unix-socket {shell_quote(names[0])} http://localhost"
     else:
-        shown = url = _url(address)
-        pages = f", or at {url}/docs"
-    print(f"\nServing on {shown}; Ctrl-C stops. Try, in another terminal{pages}:")
+        pages, url = f", or at {shown[0]}/docs", shown[0]
+    print(f"\nServing on {' and '.join(shown)}; Ctrl-C stops. Try, in another terminal{pages}:")
     print(f"  {example(url, model)}", flush=True)
 
 

@@ -27,7 +27,7 @@ def command(texts: tuple[str, ...], endpoint: str | None, model: str) -> None:
 
 def _embedder(client: Client) -> str:
     """The first embedding model; where there is none, the error of the first model says what that is."""
-    return next((info.name for info in client.models() if info.kind == "embedding"), "")
+    return next((info.name for info in client.models() if info.kind == "embedding" and info.text), "")
 
 
 def _loading(client: Client) -> ModelLoading:

@@ -222,7 +222,13 @@ def _check_text(info: ModelInfo, model: Model) -> None:
 def version_of(spec: ModelSpec) -> str:
     """A short digest of what was loaded: the hub's commit, or the sizes and times of a folder's or module's files."""
     kind = source.kind_of(spec.source)
-    seen = [spec.source, spec.revision, spec.dtype, spec.pooling, str(spec.max_length)]
+    seen = [
+        source.whole_name(spec.source) or source.DEFAULT_NAME,
+        spec.revision,
+        spec.dtype,
+        spec.pooling,
+        str(spec.max_length),
+    ]
     if kind == "class":
         path = inspect.getsourcefile(importlib.import_module(spec.source.partition(":")[0]))
         seen += _stamps([Path(path)]) if path else []

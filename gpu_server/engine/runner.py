@@ -126,7 +126,10 @@ class Runner:
         if devices.is_lost(error):
             raise DeviceLost(str(error).partition("\n")[0]) from None
         if isinstance(error, RemoteError):
-            return _sendable(error)
+            told = _sendable(error)
+            if told is not error:
+                self.raised = blame.of(error, type(self.model))
+            return told
         if devices.is_out_of_memory(error):
             return OutOfMemory("the device has not enough memory for this input")
         log.debug("forward failed", exc_info=error)

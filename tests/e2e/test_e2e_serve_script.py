@@ -12,7 +12,7 @@ import sys
 import tempfile
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -223,6 +223,38 @@ def test_a_misspelt_option_is_not_a_model() -> None:
     assert ended.stderr.endswith("No such option '--chek'. Did you mean '--check'?\n")
 
 
+def test_models_and_options_in_any_order(own_endpoint: str) -> None:
+    ended = finished("no.such:A", "--check", "no.such:B", GPU_SERVER_ENDPOINT=own_endpoint)
+    assert ended.stderr.startswith("gpu-server: module 'no' was not found")
+
+
+def test_a_unix_socket_of_somebody_else_stays(own_endpoint: str, tmp_path: Path) -> None:
+    path = tmp_path / "web.sock"
+    bind = {"GPU_SERVER_ENDPOINT": own_endpoint, "GPU_SERVER_WEB_BIND": f"unix:{path}"}
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
+        other.bind(str(path))
+        assert "Address already in use" in finished("no.such:Model", **bind).stderr
+        assert path.is_socket()
+    path.unlink()
+    path.write_text("no socket")
+    assert "Address already in use" in finished("no.such:Model", **bind).stderr
+    assert path.read_text() == "no socket"
+
+
+def test_a_unix_socket_in_the_place_of_ours_stays(tmp_path: Path) -> None:
+    """Gunicorn removes its own as soon as it stops; the next may be there before the rest has ended."""
+    path = tmp_path / "web.sock"
+    script = runpy.run_path(str(SCRIPT))
+    with ExitStack() as first:
+        script["_listen_at"](first, str(path))
+        path.unlink()
+        with ExitStack() as second:
+            script["_listen_at"](second, str(path))
+            first.close()
+            assert path.is_socket()
+        assert not path.exists()
+
+
 def test_a_unix_socket_and_a_listener_of_the_metrics(own_endpoint: str, tmp_path: Path) -> None:
     path, metrics = tmp_path / "web.sock", f"127.0.0.1:{free_port()}"
     with socket.socket(socket.AF_UNIX) as left:
@@ -236,7 +268,8 @@ def test_a_unix_socket_and_a_listener_of_the_metrics(own_endpoint: str, tmp_path
         until(lambda: out.seek(0) or b"curl" in out.read(), "the command to try")
         out.seek(0)
         said = out.read().decode()
-        assert f"\nServing on unix:{path}; Ctrl-C stops. Try, in another terminal:\n" in said
+        where = f"unix:{path} and http://{metrics}"
+        assert f"\nServing on {where}; Ctrl-C stops. Try, in another terminal:\n" in said
         assert f" | curl -s --unix-socket {path} http://localhost/v1/models/Numbers/infer " in said
         assert path.stat().st_mode & 0o777 == 0o777
         with urllib.request.urlopen(f"http://{metrics}/metrics", timeout=30) as reply:

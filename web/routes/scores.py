@@ -117,7 +117,7 @@ def _embedder(backend: Backend, name: str) -> str:
     infos = [backend.model(name)] if name else backend.models()
     if any(info.kind in RERANKERS for info in infos):
         return ""
-    return next((info.name for info in infos if info.kind == "embedding"), "")
+    return next((info.name for info in infos if info.kind == "embedding" and info.text), "")
 
 
 def _rank(call: Call, body: RankRequest | RerankRequest, model: str) -> Answer:

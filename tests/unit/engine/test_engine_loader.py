@@ -260,6 +260,11 @@ def test_a_hub_models_version_is_that_of_its_commit(tmp_path: Path, monkeypatch:
     assert versions[0] == versions[2] != versions[1]
 
 
+def test_the_default_models_version_is_the_same_by_each_of_its_names() -> None:
+    names = ("", "all-MiniLM-L6-v2", "sentence-transformers/all-MiniLM-L6-v2")
+    assert len({loader.version_of(ModelSpec(name="m", source=name)) for name in names}) == 1
+
+
 @pytest.mark.parametrize("parent", ["snapshots", "models"])
 def test_a_named_folders_version_is_that_of_its_files_whatever_it_is_called(
     tmp_path: Path, parent: str

@@ -296,3 +296,7 @@ def test_halves_whose_outputs_differ_are_the_models_failure(changing: Forward) -
 def test_an_error_that_has_no_wire_form_is_replaced(kind: Callable[[], Exception]) -> None:
     with pytest.raises(ModelFailed, match="raised InvalidRequest with contents that cannot be sent"):
         run(poisoned({0}, kind), 1)
+    batch = Runner(Doubler(poisoned({0}, kind)), CPU).enqueue(numbers(1), {})
+    with pytest.raises(ModelFailed):
+        batch.wait()
+    assert batch.raised is not None and batch.raised.kind == "InvalidRequest"
