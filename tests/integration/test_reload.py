@@ -128,7 +128,7 @@ def test_with_drain_first_a_failure_brings_the_old_models_back(start: StartOracl
         done = oracle.verb("load", "--drain-first", "more=oracle_model:NoRoomEver")
         load.more()
     assert (done.returncode, done.stderr.partition(" (")[0]) == (
-        74, "gpu-server: OutOfMemoryError: CUDA out of memory",
+        74, "gpu-server: model 'more' fails to load: OutOfMemoryError: CUDA out of memory",
     )  # fmt: skip
     load.assert_clean()
     assert [model.name for model in oracle.daemon.client.status().models] == ["Oracle"]

@@ -85,9 +85,8 @@ def test_an_unforeseen_error_while_serving_is_not_permanent(end: End) -> None:
 
 
 def test_what_a_model_raised_while_it_loaded_is_told_with_its_name_and_logged_with_its_traceback(
-    end: End, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    end: End, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(logging.getLogger("gpu_server"), "propagate", True)
     caplog.set_level(logging.DEBUG, "gpu_server.engine.process")
     raised = FileNotFoundError("no weights")
     event, exit_code = end(LoadRaised("b", raised), False)

@@ -104,9 +104,8 @@ def test_items_that_fail_alone_are_named(exchange: Exchange) -> None:
 
 
 def test_the_log_names_the_place_of_what_the_model_raised_and_not_its_words(
-    exchange: Exchange, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    exchange: Exchange, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(logging.getLogger("gpu_server"), "propagate", True)
     caplog.set_level(logging.WARNING, "gpu_server.engine.server")
     replies = exchange(np.array([1]), np.array([1, RAISES, 3, 4]), np.array([RAISES]))
     assert replies[1][0].item_errors[0].message == "the model raised KeyError"
