@@ -58,6 +58,12 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def _ignore_none() -> None:
+    """Where the tests run under nohup or in a shell's background, the script would keep ignoring what they ignore."""
+    for number in (signal.SIGHUP, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
+
+
 @contextmanager
 def serving(**env: str) -> Iterator[tuple[subprocess.Popen[bytes], IO[bytes]]]:
     """The script with a model of the caller's folder, once it says that it serves, and what it has said."""
@@ -68,8 +74,7 @@ def serving(**env: str) -> Iterator[tuple[subprocess.Popen[bytes], IO[bytes]]]:
             env=clean_environment(**env),
             stdout=out,
             stderr=subprocess.STDOUT,
-            # Where the tests run under nohup, the script would keep ignoring the hang-up.
-            preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
+            preexec_fn=_ignore_none,
         )
         try:
             until(lambda: script.poll() is not None or out.seek(0) or b"Serving on" in out.read(), "serving")

@@ -95,7 +95,8 @@ def test_no_good_answer_is_ever_wrong_and_no_bad_item_gets_one(count: int, bad: 
         return
     failed = {error.item for error in errors}
     assert bad <= failed
-    for item, value in enumerate(outputs["output"].to_numpy().tolist()):
+    values = outputs["output"].to_numpy().tolist() if len(failed) < count else []
+    for item, value in enumerate(values):
         assert value == (0 if item in failed else 2 * item)
     assert len(model.runs) <= 1 + 4 * (count.bit_length() + 1)
 
