@@ -146,7 +146,9 @@ def _cumulative_costs(info: ModelInfo, inputs: Tensors) -> Sequence[int]:
     if isinstance(info.cost, int):
         return range(0, info.cost * next(iter(inputs.values())).items + 1, info.cost)
     tensor = inputs[info.cost]
-    if tensor.offsets is not None and len(set(tensor.offsets)) == len(tensor.offsets):
+    # No text has been let in without a token.
+    filled = info.text is not None and info.cost == "input_ids"
+    if tensor.offsets is not None and (filled or len(set(tensor.offsets)) == len(tensor.offsets)):
         return tensor.offsets
     return [0, *accumulate([max(1, n) for n in tensor.lengths()])]
 

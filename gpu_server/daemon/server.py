@@ -15,7 +15,7 @@ from types import FrameType
 
 import zmq
 
-from gpu_server import curve, multipart, source
+from gpu_server import curve, heap, multipart, source
 from gpu_server import endpoint as endpoints
 from gpu_server._version import __version__
 from gpu_server.config import Config
@@ -104,6 +104,7 @@ class Daemon:
 
     def _startup(self) -> None:
         descriptors.raise_limit()
+        heap.keep()
         self._open_service()
         self._open_supervision()
         self._take_signals()

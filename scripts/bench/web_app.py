@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,9 @@ class InstantConnection:
     """In place of the client's connections: every request is answered in the call that makes it."""
 
     serial = generation = 0
+
+    def __init__(self) -> None:
+        self.loading = threading.Lock()
 
     def get(self) -> InstantConnection:
         return self

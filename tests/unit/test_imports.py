@@ -69,6 +69,7 @@ RULES = {
     "gpu_server.pairs": rule(never=GPU | WEB | {"zmq"}),
     "gpu_server.multipart": rule("wire", never=GPU | WEB),
     "gpu_server.channel": rule("wire", never=GPU | WEB | {"zmq"}),
+    "gpu_server.heap": rule(never=GPU | WEB | {"zmq"}),
     "gpu_server.deadline": rule(never=GPU | WEB | {"zmq"}),
     "gpu_server.sizes": rule("wire", never=GPU | WEB | {"zmq"}),
     "gpu_server.scores": rule("wire", never=GPU | WEB | {"zmq"}),
@@ -87,7 +88,8 @@ RULES = {
     "gpu_server.aio": CLIENT_SIDE,
     "gpu_server.testing": CLIENT_SIDE,
     "gpu_server.daemon": rule(
-        "channel", "wire", "config", "curve", "endpoint", "logs", "multipart", "source", "tokenizing", never=GPU | WEB
+        "channel", "wire", "config", "curve", "endpoint", "heap", "logs", "multipart", "source", "tokenizing",
+        never=GPU | WEB,
     ),
     "gpu_server.engine": rule(
         "channel", "wire", "config", "endpoint", "logs", "source", "tokenizing", "models", never=WEB
