@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from gpu_world import compute_processes
-from running_daemon import ROOT, RunningDaemon, alive, children, clean_environment, until
+from running_daemon import ROOT, RunningDaemon, StartDaemon, alive, children, clean_environment, until
 
 torch = pytest.importorskip("torch")
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
@@ -154,14 +154,13 @@ def test_the_driver_sees_one_compute_process(stack: Stack) -> None:
     assert compute_processes() == 1
 
 
-def test_killing_the_daemon_frees_the_gpu(daemon: object, tmp_path: Path, own_endpoint: str) -> None:
-    running = RunningDaemon(own_endpoint, model_folder(), folder=ROOT).wait_ready()
+def test_killing_the_daemon_frees_the_gpu(daemon: StartDaemon) -> None:
+    running = daemon(model_folder(), folder=ROOT).wait_ready()
     engine = running.engine_pid()
     running.process.kill()
     until(lambda: not alive(engine), "engine ends", wait_s=2)
-    again = RunningDaemon(own_endpoint, model_folder(), folder=ROOT).wait_ready()
+    again = daemon(model_folder(), folder=ROOT).wait_ready()
     assert again.client.embed("hello").shape == (1, 384)
-    again.kill()
 
 
 def _maps_cuda(pid: int) -> list[str]:
