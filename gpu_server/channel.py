@@ -12,6 +12,7 @@ from itertools import islice
 
 import numpy as np
 
+from gpu_server import shared_frames
 from gpu_server.errors import ProtocolError
 from gpu_server.wire import Buffer
 
@@ -22,22 +23,27 @@ SEND_BUFFER = 1 << 22
 """Bytes the kernel takes before the other end reads, where it may: a batch goes at once, whatever that end does."""
 READ_BUFFER = 1 << 15
 """Bytes read at a time: many small messages, or the beginning of a large one, whose frames are read to where they stay."""
-_HEAD = struct.Struct(f"<{1 + MAX_FRAMES}Q")
-"""What stands before each message: the number of its frames, and their sizes."""
+_HEAD = struct.Struct(f"<{2 + MAX_FRAMES}Q")
+"""What stands before each message: how many shared frames its sender has done with, the number of frames, their sizes."""
+_SHARED = 1 << 63
+_PLACE = 32
+"""A frame in shared memory has this bit in its size, and from `_PLACE` on where it lies."""
 
 
 class Channel:
     """One end of a connected stream socket.
 
-    closed: the other end is gone, and all that it had sent has been read. What is sent to it is dropped.
+    shared: memory for large frames, if the other end has the same. closed: the other end is gone, and all that it had sent
+    has been read. What is sent to it is dropped.
     """
 
-    def __init__(self, socket: sockets.socket) -> None:
+    def __init__(self, socket: sockets.socket, shared: shared_frames.Ends | None = None) -> None:
         socket.setblocking(False)
         socket.setsockopt(sockets.SOL_SOCKET, sockets.SO_SNDBUF, SEND_BUFFER)
         self.closed = False
         self._broken = False
         self._socket = socket
+        self._writer, self._reader = shared or shared_frames.none()
         self._unsent: deque[memoryview] = deque()
         self._buffer = memoryview(bytearray(READ_BUFFER))
         self._at = self._end = 0
@@ -57,17 +63,24 @@ class Channel:
 
     def send(self, frames: Sequence[Buffer]) -> None:
         """Send a message; what the other end has no room for follows with later calls, and must not change until then."""
-        sizes = [len(frame) for frame in frames]
-        parts = (_HEAD.pack(len(sizes), *sizes, *[0] * (MAX_FRAMES - len(sizes))), *frames)
+        sizes, inline = [], []
+        for frame in frames:
+            place = self._share(frame)
+            sizes.append(len(frame) if place is None else len(frame) | place << _PLACE | _SHARED)
+            if place is None:
+                inline.append(frame)
+        head = (self._reader.freed(), len(sizes), *sizes, *[0] * (MAX_FRAMES - len(sizes)))
+        parts = (_HEAD.pack(*head), *inline)
         self._flush()
         taken = 0 if self._unsent else self._push(parts)
-        if taken < _HEAD.size + sum(sizes) and not self._broken:
+        if taken < sum(map(len, parts)) and not self._broken:
             self._unsent += map(memoryview, parts)
             _advance(self._unsent, taken)
 
     def receive(self, *, wait: bool = False) -> list[Buffer] | None:
         """The frames of the next message, read-only; None while it is not here in whole, and once the other end is gone.
 
+        A large one may lie in shared memory, whose place is lent for as long as anything refers to it or a part of it.
         Raises ProtocolError on what is no message; nothing can be read after it.
         """
         self._flush()
@@ -91,7 +104,10 @@ class Channel:
             self._begin()
         while self._sizes and not self._rest:
             size, here = self._sizes[0], self._end - self._at
-            if here >= size:
+            if size & _SHARED:
+                place, size = divmod(size ^ _SHARED, 1 << _PLACE)
+                self._frames.append(self._reader.take(place, size))
+            elif here >= size:
                 self._frames.append(bytes(self._buffer[self._at : self._at + size]))
                 self._at += size
             elif size > READ_BUFFER:
@@ -103,11 +119,16 @@ class Channel:
 
     def _begin(self) -> None:
         """Learn the sizes of the next message's frames."""
-        count, *sizes = _HEAD.unpack_from(self._buffer, self._at)
-        if not 2 <= count <= MAX_FRAMES or sum(sizes) > MAX_BYTES:
+        freed, count, *sizes = _HEAD.unpack_from(self._buffer, self._at)
+        if not 2 <= count <= MAX_FRAMES or sum([size for size in sizes if not size & _SHARED]) > MAX_BYTES:
             raise ProtocolError("a message is [empty] [header] [frame …]")
+        self._writer.freed(freed)
         self._sizes.extend(sizes[:count])
         self._at += _HEAD.size
+
+    def _share(self, frame: Buffer) -> int | None:
+        """Leave a frame that the other end's buffer cannot hold in shared memory, if there is room; returns where."""
+        return self._writer.put(frame) if READ_BUFFER < len(frame) < 1 << _PLACE else None
 
     def _begin_large(self, size: int) -> None:
         """Give a frame that the buffer cannot hold its own memory, and let the rest of it be read to there."""

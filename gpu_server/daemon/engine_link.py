@@ -14,6 +14,7 @@ from typing import Literal
 
 import msgspec
 
+from gpu_server import shared_frames
 from gpu_server.channel import Channel
 from gpu_server.daemon import requestlog
 from gpu_server.daemon.request import Batch
@@ -61,7 +62,7 @@ class EngineLink:
         spawn = multiprocessing.get_context("spawn")
         self._pipe, their_pipe = spawn.Pipe()
         ours, theirs = sockets.socketpair()
-        self.channel = Channel(ours)
+        self.channel = Channel(ours, shared_frames.offer(ours))
         self._process = spawn.Process(
             target=run_engine, args=(pack(spec), their_pipe, theirs), name="gpu-server-engine", daemon=False
         )

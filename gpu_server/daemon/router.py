@@ -242,7 +242,8 @@ class Router:
             log.warning("client does not read its replies", extra={"peer": peer.hex(), "bytes": size})
             self._on_gone(peer)
             return
-        waiting.append(frames)
+        # A copy: what a reply is a part of, a batch's answer, may be large or lie in memory that is lent.
+        waiting.append([bytes(frame) for frame in frames])
         self._unsent[peer] = (waiting, size)
 
     def _lost(self, peer: bytes, error: zmq.ZMQError) -> None:

@@ -14,7 +14,7 @@ from contextlib import nullcontext, suppress
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Literal
 
-from gpu_server import logs, source
+from gpu_server import logs, shared_frames, source
 from gpu_server.channel import Channel
 from gpu_server.engine import blame, imports, parent, priority
 from gpu_server.errors import (
@@ -53,7 +53,7 @@ def main(spec_bytes: bytes, pipe: Connection, socket: sockets.socket) -> None:
     serving = False
     try:
         with priority.lowered() if spec.gentle else nullcontext():
-            server = _start(spec, tell, Channel(socket))
+            server = _start(spec, tell, Channel(socket, shared_frames.accept(socket)))
         serving = True
         server.serve()
     except Exception as error:  # noqa: BLE001 - the process boundary: every end is told to the daemon

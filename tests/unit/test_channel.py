@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from gpu_server import shared_frames
 from gpu_server.channel import MAX_BYTES, MAX_FRAMES, SEND_BUFFER, Channel
 from gpu_server.errors import ProtocolError
 
@@ -18,9 +19,15 @@ LARGE = [b"", b"header", bytes(range(256)) * (SEND_BUFFER >> 6)]
 Pair = tuple[Channel, Channel]
 
 
-@pytest.fixture
-def pair() -> Iterator[Pair]:
-    ours, theirs = map(Channel, sockets.socketpair())
+@pytest.fixture(params=["shared memory", "none"])
+def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
+    """Both ends, with memory for large frames between them and without."""
+    one, other = sockets.socketpair()
+    if request.param == "none":
+        ours, theirs = Channel(one), Channel(other)
+    else:
+        ours = Channel(one, shared_frames.offer(one))
+        theirs = Channel(other, shared_frames.accept(other))
     yield ours, theirs
     ours.close()
     theirs.close()
@@ -55,7 +62,7 @@ def test_nothing_has_come(pair: Pair) -> None:
     assert not pair[0].closed
 
 
-@pytest.mark.parametrize("size", [1, 7, 279, 280, 281, 290, 1 << 16])
+@pytest.mark.parametrize("size", [1, 7, 287, 288, 289, 298, 1 << 16])
 def test_messages_are_whole_however_they_arrive(raw: tuple[sockets.socket, Channel], size: int) -> None:
     ours, channel = raw
     data = encoded(SMALL, [b"", b"h"], SMALL)
@@ -119,7 +126,7 @@ def test_a_message_that_breaks_off_is_none(raw: tuple[sockets.socket, Channel]) 
 
 
 def test_what_is_received_cannot_be_written_to(pair: Pair) -> None:
-    pair[0].send(SMALL)
+    pair[0].send([*SMALL, bytes(100_000)])
     frames = pair[1].receive()
     assert frames is not None
     assert all(memoryview(frame).readonly for frame in frames)
@@ -162,10 +169,21 @@ def test_what_is_sent_to_nobody_is_dropped(pair: Pair) -> None:
 
 
 @pytest.mark.parametrize(
-    "head", [[0], [1, 1], [MAX_FRAMES + 1, *[1] * MAX_FRAMES], [2, 0, MAX_BYTES + 1]], ids=str
+    "head",
+    [
+        [0, 0],
+        [0, 1, 1],
+        [0, MAX_FRAMES + 1, *[1] * MAX_FRAMES],
+        [0, 2, 0, MAX_BYTES + 1],
+        [1, 2, 0, 1],
+        [0, 2, 0, 1 << 63 | 1 << 16],
+    ],
+    ids=["no frame", "one", "too many", "too large", "nothing to give back", "nothing is shared"],
 )
 def test_what_is_no_message_is_refused(raw: tuple[sockets.socket, Channel], head: list[int]) -> None:
     ours, channel = raw
-    ours.sendall(struct.pack(f"<{1 + MAX_FRAMES}Q", *head, *[0] * (1 + MAX_FRAMES - len(head))))
+    ours.sendall(
+        struct.pack(f"<{2 + MAX_FRAMES}Q", *head[: 2 + MAX_FRAMES], *[0] * (2 + MAX_FRAMES - len(head)))
+    )
     with pytest.raises(ProtocolError):
         channel.receive()

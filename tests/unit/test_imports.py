@@ -68,7 +68,8 @@ RULES = {
     "gpu_server.tokenizing": rule("wire", "pairs", never=GPU | WEB | {"zmq"}),
     "gpu_server.pairs": rule(never=GPU | WEB | {"zmq"}),
     "gpu_server.multipart": rule("wire", never=GPU | WEB),
-    "gpu_server.channel": rule("wire", never=GPU | WEB | {"zmq"}),
+    "gpu_server.channel": rule("wire", "shared_frames", never=GPU | WEB | {"zmq"}),
+    "gpu_server.shared_frames": rule("wire", never=GPU | WEB | {"zmq"}),
     "gpu_server.heap": rule(never=GPU | WEB | {"zmq"}),
     "gpu_server.deadline": rule(never=GPU | WEB | {"zmq"}),
     "gpu_server.sizes": rule("wire", never=GPU | WEB | {"zmq"}),
@@ -88,11 +89,11 @@ RULES = {
     "gpu_server.aio": CLIENT_SIDE,
     "gpu_server.testing": CLIENT_SIDE,
     "gpu_server.daemon": rule(
-        "channel", "wire", "config", "curve", "endpoint", "heap", "logs", "multipart", "source", "tokenizing",
-        never=GPU | WEB,
+        "channel", "wire", "config", "curve", "endpoint", "heap", "logs", "multipart", "shared_frames", "source",
+        "tokenizing", never=GPU | WEB,
     ),
     "gpu_server.engine": rule(
-        "channel", "wire", "config", "endpoint", "logs", "source", "tokenizing", "models", never=WEB
+        "channel", "wire", "config", "endpoint", "logs", "shared_frames", "source", "tokenizing", "models", never=WEB
     ),
     "gpu_server.models": rule("wire", "config", "source", "tokenizing", never=WEB | {"zmq"}),
     "gpu_server.bench": rule(never=GPU | WEB | {"zmq"}),

@@ -133,6 +133,17 @@ def fill(world: World, peer: bytes) -> int:
     return sent
 
 
+def test_what_is_kept_for_a_slow_peer_keeps_no_batch(world: World) -> None:
+    _slow, peer = world.peer()
+    fill(world, peer)
+    batch = bytearray(BIG)
+    world.router.send(peer, [b"", b"a part of it", memoryview(batch)])
+    world.router.flush()
+    assert world.router.has_unsent()
+    # It cannot be emptied while anything looks at it.
+    batch.clear()
+
+
 def test_a_slow_peer_gets_everything_in_order_once_it_reads(world: World) -> None:
     socket, peer = world.peer()
     sent = fill(world, peer)

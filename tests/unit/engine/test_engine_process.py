@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gpu_server import logs
+from gpu_server import logs, shared_frames
 from gpu_server.engine import device, parent, process
 from gpu_server.engine.blame import LoadRaised
 from gpu_server.errors import ConfigError, DeviceLost, OutOfMemory
@@ -61,6 +61,7 @@ def end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Exception,
         ours, theirs = multiprocessing.Pipe()
         batches, far = sockets.socketpair()
         with ours, theirs, batches, far:
+            shared_frames.offer(far)
             with pytest.raises(SystemExit) as exit_:
                 process.main(pack(SPEC), theirs, batches)
             return unpack_event(ours.recv_bytes()), exit_.value.code
