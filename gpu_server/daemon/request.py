@@ -101,8 +101,11 @@ class Request(msgspec.Struct, kw_only=True, eq=False):
 
     def take(self, start: int, outputs: Tensors, items: int) -> bool:
         """Keep the outputs of `items` items from `start` on; True when every item has its answer."""
-        self.parts.append((start, items, outputs))
         self.remaining -= items
+        if self.remaining:
+            # Until the others come, of a batch's answer just this part.
+            outputs = {name: tensor.copy() for name, tensor in outputs.items()}
+        self.parts.append((start, items, outputs))
         return self.remaining == 0
 
     def taken_bytes(self) -> int:

@@ -129,7 +129,7 @@ class Runner:
             told = _sendable(error)
             if told is not error:
                 self.raised = blame.of(error, type(self.model))
-            return told
+            return told.with_traceback(None)
         if devices.is_out_of_memory(error):
             return OutOfMemory("the device has not enough memory for this input")
         log.debug("forward failed", exc_info=error)

@@ -131,6 +131,8 @@ class EngineServer:
         error: RemoteError,
         timing: Timing | msgspec.UnsetType = msgspec.UNSET,
     ) -> None:
+        # What it was raised through holds the batch and, with it, a cycle: its memory would stay until a collection.
+        error.__traceback__ = None
         _tell("batch failed", header, code=error.code, reason=error.message)
         frames = error_reply(header.id, error.code, error.message, error.retryable, error.details, timing)
         self._channel.send(frames)

@@ -70,6 +70,10 @@ class Tensor(msgspec.Struct, eq=False):
             return [offsets[1]]
         return list(map(sub, offsets[1:], offsets))
 
+    def copy(self) -> Tensor:
+        """The same items on bytes of their own."""
+        return Tensor(self.dtype, self.shape, bytes(self.data), self.offsets)
+
     def slice(self, start: int, stop: int) -> Tensor:
         """Items `start` to `stop` as a view on the same bytes."""
         if start == 0 and stop == self.shape[0]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import random
@@ -130,10 +131,11 @@ def test_what_a_numpy_array_or_a_slice_looks_at_stays(pair: Pair) -> None:
     assert set(array.tolist()) == {1}
 
 
-def test_a_place_beyond_the_end_is_refused() -> None:
+@pytest.mark.parametrize(("at", "size"), [(90, 11), (1 << 30, 1), (0, 0)])
+def test_a_place_beyond_the_end_is_refused(at: int, size: int) -> None:
     reader = Reader(np.zeros(100, np.uint8))
     with pytest.raises(ProtocolError, match="100"):
-        reader.take(90, 11)
+        reader.take(at, size)
 
 
 def test_more_than_is_lent_cannot_be_given_back() -> None:
@@ -160,12 +162,56 @@ def test_where_the_system_gives_no_memory_all_goes_through_the_socket(
 
 
 def test_neither_end_can_take_the_memory_from_under_the_other() -> None:
-    file = shared_frames._file()
-    with pytest.raises(PermissionError):
-        os.ftruncate(file, 0)
-    with pytest.raises(PermissionError):
-        fcntl.fcntl(file, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE)
-    os.close(file)
+    one, other = sockets.socketpair()
+    with one, other:
+        shared_frames.offer(one)
+        _, (file,), _, _ = sockets.recv_fds(other, 1, 1)
+        with pytest.raises(PermissionError):
+            os.ftruncate(file, 0)
+        with pytest.raises(PermissionError):
+            fcntl.fcntl(file, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE)
+        os.close(file)
+
+
+@pytest.mark.parametrize("step", ["os.posix_fallocate", "fcntl.fcntl", "mmap.mmap"])
+def test_memory_that_cannot_be_had_costs_no_descriptor(monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+    def refuse(*arguments: object) -> int:
+        raise OSError(errno.ENOMEM, "no memory")
+
+    monkeypatch.setattr(step, refuse)
+    one, other = sockets.socketpair()
+    with one, other:
+        before = os.listdir("/proc/self/fd")
+        writer, _ = shared_frames.offer(one)
+        assert writer.put(bytes(100_000)) is None
+        assert os.listdir("/proc/self/fd") == before
+        assert other.recv(10) == b"\0"
+
+
+def test_a_descriptor_that_is_lost_on_its_way_is_no_agreement() -> None:
+    one, other = sockets.socketpair()
+    with one, other:
+        one.sendall(b"\1")
+        with pytest.raises(OSError, match="lost"):
+            shared_frames.accept(other)
+
+
+def test_an_end_that_is_gone_offers_nothing() -> None:
+    one, other = sockets.socketpair()
+    with other:
+        one.close()
+        writer, _ = shared_frames.accept(other)
+        assert writer.put(bytes(100_000)) is None
+
+
+def test_an_array_of_what_a_view_is_of_is_enough_to_keep_it() -> None:
+    memory = np.zeros(1000, np.uint8)
+    reader = Reader(memory)
+    array = np.asarray(reader.take(0, 500).obj)[100:]
+    assert not array.flags.writeable
+    assert reader.freed() == 0
+    del array
+    assert reader.freed() == 1
 
 
 def test_ends_that_are_gone_leave_nothing() -> None:

@@ -37,6 +37,13 @@ def test_outputs_come_together_in_the_order_of_items() -> None:
     assert request.outputs()["y"].to_numpy().tolist() == [0, 1, 2, 3]
 
 
+def test_a_part_that_waits_for_the_others_keeps_no_batch() -> None:
+    request, answer = make_request(1, 1), bytearray(400)
+    request.take(0, {"y": Tensor("f32", (1,), memoryview(answer)[:4])}, 1)
+    # It cannot be emptied while anything looks at it.
+    answer.clear()
+
+
 def test_ragged_outputs_come_together() -> None:
     request = make_request(1, 1, 1)
     request.take(2, {"y": Tensor.from_rows([[4, 5]])}, 1)

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import socket as sockets
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from gpu_server import shared_frames
 from gpu_server.channel import Channel
 from gpu_server.engine.loader import LoadedModel
 from gpu_server.engine.runner import Runner
 from gpu_server.engine.server import EngineServer
-from gpu_server.errors import DeviceLost
+from gpu_server.errors import DeviceLost, InvalidRequest
 from gpu_server.models.base import Model
 from gpu_server.wire import ReplyHeader, RequestHeader, Tensor, Tensors, Timing, decode_reply, encode_request
 from gpu_server.wire.documents import ModelInfo
@@ -49,6 +52,21 @@ class Once(Model):
         return answer
 
 
+class Wide(Model):
+    """Answers the first number of each row; fails on rows that begin with RAISES."""
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    def forward(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        first = batch["x"][:, :1].clone()
+        if LAST in first:
+            raise RuntimeError("CUDA error: the last batch")
+        if RAISES in first:
+            raise type(self._error)(*self._error.args)
+        return first
+
+
 @pytest.fixture
 def exchange() -> Iterator[Exchange]:
     """Send batches to an engine, all before it reads the first; gives its replies in order, read after the last has run."""
@@ -67,8 +85,8 @@ def exchange() -> Iterator[Exchange]:
     engine.close()
 
 
-def server(channel: Channel) -> EngineServer:
-    model = Once()
+def server(channel: Channel, model: Model | None = None) -> EngineServer:
+    model = model or Once()
     loaded = LoadedModel(model, Runner(model, torch.device("cpu")), ModelInfo(name="m"))
     return EngineServer(channel, {"m": loaded}, in_flight=2, max_bytes=1 << 24)
 
@@ -130,3 +148,32 @@ def test_an_engine_without_a_daemon_ends() -> None:
     daemon.close()
     server(engine).serve()
     engine.close()
+
+
+@pytest.mark.parametrize("error", [ValueError("no"), InvalidRequest("no")], ids=repr)
+@pytest.mark.parametrize(("items", "bad"), [(1, 1), (4, 4), (4, 1)])
+def test_a_failed_batch_is_let_go_of_without_a_collection(error: Exception, items: int, bad: int) -> None:
+    """Else one of them would keep the oldest place in shared memory, and all later ones would go through the socket."""
+    one, other = sockets.socketpair()
+    daemon, engine = Channel(one, shared_frames.offer(one)), Channel(other, shared_frames.accept(other))
+    failing = np.ones((items, 20_000), np.float32)
+    failing[:bad, 0] = RAISES
+    last = np.full((1, 1), LAST, np.float32)
+    gc.collect()
+    gc.disable()
+    try:
+        for number, batch in enumerate((failing, np.ones_like(failing), last)):
+            header = RequestHeader(v=1, id=bytes([number + 1]), op="infer", model="m")
+            daemon.send(encode_request(header, {"x": Tensor.from_numpy(batch)}))
+        assert len(daemon._writer._lent) == 2
+        with suppress(DeviceLost):
+            server(engine, Wide(error)).serve()
+        # What it has let go of goes back with the next message.
+        engine.send([b"", b"any"])
+        while (frames := daemon.receive(wait=True)) is not None and frames[1] != b"any":
+            pass
+        assert not daemon._writer._lent
+    finally:
+        gc.enable()
+        daemon.close()
+        engine.close()
