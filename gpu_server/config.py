@@ -123,7 +123,7 @@ class EngineConfig:
     )
     max_batch_items: int = setting(2048, "most items in one batch", low=1, high=1 << 20)
     batches_in_flight: int = setting(
-        2, "batches sent to the engine before the first answers; one more where they are brief", low=1, high=8
+        2, "batches sent to the engine before the first answers; two more where they are brief", low=1, high=8
     )
     load_timeout_s: float = setting(
         600.0, "seconds a load and warm-up may take without progress", low=1, high=86_400

@@ -21,8 +21,10 @@ MOST_LEAD_S = 0.003
 IDLE = 0.01
 """The part of a batch's time that the engine may stand idle before it: less would mean that batches leave too early."""
 GAIN = 0.1
-BRIEF_S = 0.003
+BRIEF_S = 0.005
 """Batches that together run no longer have another behind them: the answers of one take as long to share out."""
+BRIEF_AHEAD = 2
+"""How many such batches there are at most beyond those that the engine runs at a time."""
 SHORTEST_S = 0.0002
 """Batches that run no longer are not foreseen: the next would leave at once, small, each at the price of a large one."""
 LEARNT = 16

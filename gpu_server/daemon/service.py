@@ -16,6 +16,7 @@ from gpu_server.daemon.filling import policy_of
 from gpu_server.daemon.handover import carry_over
 from gpu_server.daemon.ledger import Ledger
 from gpu_server.daemon.metrics import Metrics
+from gpu_server.daemon.pace import BRIEF_AHEAD
 from gpu_server.daemon.quarantine import Quarantine
 from gpu_server.daemon.request import Batch, Request
 from gpu_server.daemon.scheduler import Scheduler
@@ -222,9 +223,9 @@ class Service:
         return None
 
     def _has_room(self, link: EngineLink) -> bool:
-        """Whether the engine may be sent another batch: beyond those it runs at a time, one where they are soon done."""
+        """Whether the engine may be sent another batch: beyond those it runs at a time, some where they are soon done."""
         ahead = len(link.batches) - self._batches_in_flight
-        return ahead < 0 or (ahead == 0 and self._scheduler.are_brief(link.batches.values()))
+        return ahead < 0 or (ahead < BRIEF_AHEAD and self._scheduler.are_brief(link.batches.values()))
 
     def batch_done(self, batch: Batch, header: ReplyHeader, outputs: Tensors) -> None:
         """Share a batch's answer out to its requests."""

@@ -187,6 +187,6 @@ def test_a_brief_batch_takes_no_lead_from_long_ones(clock: Clock) -> None:
 
 def test_brief_batches_are_known_and_together_short(clock: Clock) -> None:
     pace = taught(clock)
-    assert pace.are_brief([batch(400), batch(400)])
-    assert not pace.are_brief([batch(1000), batch(1000)])
+    assert pace.are_brief([batch(1400), batch(1400)])
+    assert not pace.are_brief([batch(1600), batch(1600)])
     assert not pace.are_brief([batch(10, model="other")])

@@ -78,3 +78,19 @@ def test_it_is_gone_with_its_request(world: World) -> None:
     world.clock.now = due(world)
     world.service.dispatch()
     assert [batch.items for batch in world.link.sent] == [1, 1]
+
+
+@pytest.mark.parametrize(("batch_s", "sent"), [(0.0015, 4), (0.002, 3), (0.003, 2)])
+def test_behind_brief_batches_there_are_more(batch_s: float, sent: int) -> None:
+    made, full = World(), range(8)
+    for _ in range(LEARNT):
+        made.numbers(*full)
+        made.clock.advance(batch_s)
+        made.answer(compute_us=int(batch_s * 1e6))
+    made.link.sent.clear()
+    for number in range(5):
+        made.numbers(*full, id=b"%d" % number)
+    for _ in range(100):
+        made.clock.advance(0.0001)
+        made.service.dispatch()
+    assert len(made.link.sent) == sent
