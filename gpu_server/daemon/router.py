@@ -86,7 +86,7 @@ class Router:
         # The first lent frame starts pyzmq's thread that learns of its end: now, so that the daemon grows no more later.
         zmq.Frame(bytes(LENT_BYTES), track=True, copy=False)
         gate = Gate(self.socket.get_string(zmq.LAST_ENDPOINT), self._refused)
-        self.peers = Peers(self.socket, self._disconnected, gate.accepted)
+        self.peers = Peers(self.socket, self._disconnected, gate.accepted, gate.hang_up)
 
     def receive(self, handle: Handle) -> int:
         """Read up to `DRAIN_CAP` messages, so that others have their turn; returns how many there were.
@@ -101,7 +101,7 @@ class Router:
                 self._drained = True
                 return count
             peer = frames[0]
-            if peer not in self.peers:
+            if peer not in self.peers or peer in self.peers.chosen:
                 self.peers.add(peer, last)
             handle(peer, frames[1:], whole)
         return DRAIN_CAP
@@ -127,6 +127,7 @@ class Router:
             self._send_ready()
         if not self._unsent:
             return
+        self._look_for_the_gone()
         for peer in list(self._unsent):
             waiting, size = self._unsent[peer]
             try:
@@ -196,6 +197,7 @@ class Router:
         self.socket.setsockopt(zmq.MAXMSGSIZE, limits.max_frame_bytes + FRAME_OVERHEAD)
 
     def _send_ready(self) -> None:
+        self._look_for_the_gone()
         ready, self._ready = self._ready, []
         for peer, frames in ready:
             if peer in self._unsent:
@@ -207,6 +209,11 @@ class Router:
                 self._keep(peer, frames)
             except zmq.ZMQError as error:
                 self._lost(peer, error)
+
+    def _look_for_the_gone(self) -> None:
+        """Drop what is to be sent to clients that are gone, where another may have their identity by now."""
+        if self.peers.chosen:
+            self.peers.poll()
 
     def _send(self, peer: bytes, frames: list[Buffer]) -> None:
         """Send a reply; raises zmq.Again while the peer's pipe is full or holds all that the peer may leave unread."""
@@ -260,7 +267,9 @@ class Router:
         self._given_up.discard(peer)
         self._lent.pop(peer, None)
         waiting, _ = self._unsent.pop(peer, (deque(), 0))
-        self._metrics.dropped["peer_gone"] += len(waiting)
+        ready = [(to, frames) for to, frames in self._ready if to != peer]
+        self._metrics.dropped["peer_gone"] += len(waiting) + len(self._ready) - len(ready)
+        self._ready = ready
         self._on_gone(peer)
 
 

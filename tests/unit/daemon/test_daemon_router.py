@@ -47,11 +47,13 @@ class World:
     def receive(self) -> int:
         return self.router.receive(lambda peer, frames, whole: self.seen.append((peer, list(frames))))
 
-    def peer(self) -> tuple[Socket, bytes]:
+    def peer(self, identity: bytes = b"") -> tuple[Socket, bytes]:
         """A connected peer that holds back almost nothing, and its identity at the router."""
         socket = self.context.socket(zmq.DEALER)
         self.peers.append(socket)
         socket.linger, socket.rcvhwm = 0, 1
+        if identity:
+            socket.routing_id = identity
         socket.connect(self.endpoint)
         socket.send_multipart([b"", b"hello"])
         until(self.receive, "the peer's message", 10)
@@ -360,3 +362,53 @@ def test_a_hand_over_does_not_wait_for_those_who_have_gone_or_say_nothing(
     started = time.monotonic()
     world.router.hand_over(lambda *_: None, [b"", b"farewell"])
     assert 0.2 <= time.monotonic() - started < 5
+
+
+def successor(world: World, old: Socket, identity: bytes) -> Socket:
+    """Another peer with the identity of one that goes, heard by libzmq while the router knows of neither."""
+    old.close()
+    made: list[Socket] = []
+
+    def heard() -> bool:
+        made.append(world.context.socket(zmq.DEALER))
+        made[-1].linger, made[-1].rcvtimeo, made[-1].routing_id = 0, 5000, identity
+        made[-1].connect(world.endpoint)
+        made[-1].send_multipart([b"", b"hello"])
+        if world.router.socket.poll(300):
+            return True
+        made.pop().close()
+        return False
+
+    until(heard, "the identity is free", 20)
+    world.peers += made
+    return made[0]
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_reply_to_a_peer_that_is_gone_does_not_reach_another_of_its_identity(
+    world: World, kept: bool
+) -> None:
+    old, identity = world.peer(b"name")
+    world.router.send(identity, [b"", BIG])
+    while kept and not world.router.has_unsent():
+        world.router.send(identity, [b"", BIG])
+        world.router.flush()
+    new = successor(world, old, identity)
+    world.router.flush()
+    assert world.gone == [identity]
+    world.receive()
+    world.router.send(identity, [b"", b"for the new one"])
+    world.router.flush()
+    assert new.recv_multipart() == [b"", b"for the new one"]
+    assert identity in world.router.peers
+
+
+def test_the_end_of_a_peer_is_told_before_what_another_of_its_identity_asks(world: World) -> None:
+    old, identity = world.peer(b"name")
+    successor(world, old, identity)
+    gone_before: list[list[bytes]] = []
+    until(lambda: world.router.receive(lambda *_: gone_before.append(list(world.gone))), "its message", 10)
+    assert gone_before == [[identity]]
+    world.router.peers.poll()
+    assert identity in world.router.peers
+    assert world.gone == [identity]
