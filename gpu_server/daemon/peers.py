@@ -3,27 +3,18 @@
 from __future__ import annotations
 
 import struct
-import time
 from collections.abc import Callable, Iterator
 
 import zmq
 
-from gpu_server.daemon.overlooked import Overlooked
-
 _WATCHED = zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | zmq.EVENT_MONITOR_STOPPED
-
-_GIVEN = 0
-"""What an identity begins with that libzmq has given."""
 
 
 class Peers:
     """Clients of a ROUTER socket by the file descriptor of their connection.
 
-    chosen: those that chose their identity, which another may have later; libzmq gives none twice.
-
     on_gone: called with each client whose connection ended. on_accepted: called with the descriptor of each new
-    connection. end: called with that of a connection to be ended. `monitor` becomes readable when there is something to
-    tell; `poll` is called then, and several times a second.
+    connection. `monitor` becomes readable when there is something to tell.
 
     libzmq's thread waits while 1001 events are unread, and accepts no connection then.
     """
@@ -33,8 +24,6 @@ class Peers:
         socket: zmq.Socket[bytes],
         on_gone: Callable[[bytes], None],
         on_accepted: Callable[[int], None] = lambda descriptor: None,
-        end: Callable[[int], object] = lambda descriptor: None,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         address = f"inproc://peers-{id(self)}"
         socket.monitor(address, _WATCHED)
@@ -44,8 +33,6 @@ class Peers:
         self.monitor.connect(address)
         self._on_gone = on_gone
         self._on_accepted = on_accepted
-        self._overlooked = Overlooked(end, clock)
-        self.chosen: set[bytes] = set()
         self._connection: dict[bytes, int] = {}
         self._clients: dict[int, set[bytes]] = {}
 
@@ -59,7 +46,7 @@ class Peers:
         return len(self._connection)
 
     def add(self, peer: bytes, frame: zmq.Frame) -> None:
-        """Note a client from a frame it sent; of one that chose its identity each, as another may have it by then.
+        """Note a client from a frame it sent.
 
         Ends are read first: the descriptor may be that of a connection that has ended, used again for this one.
         """
@@ -69,10 +56,7 @@ class Peers:
         except zmq.ZMQError:
             # libzmq does not know it for every message of a connection that broke off in mid-handshake.
             return
-        self._overlooked.spoke(descriptor)
         self._connection[peer] = descriptor
-        if peer[0] != _GIVEN:
-            self.chosen.add(peer)
         self._clients.setdefault(descriptor, set()).add(peer)
 
     def poll(self) -> None:
@@ -81,31 +65,21 @@ class Peers:
             try:
                 kind, descriptor = self._read(zmq.NOBLOCK)
             except zmq.Again:
-                self._overlooked.end_due()
                 return
             if kind == zmq.EVENT_ACCEPTED:
-                self._overlooked.accepted(descriptor)
                 self._on_accepted(descriptor)
                 continue
-            self._overlooked.ended(descriptor)
             for peer in self._clients.pop(descriptor, ()):
                 del self._connection[peer]
-                self._free(peer)
                 self._on_gone(peer)
 
     def forget(self, peer: bytes) -> None:
         """Drop a client that is known to be gone by other means."""
         descriptor = self._connection.pop(peer, None)
         if descriptor is not None:
-            self._free(peer)
             self._clients[descriptor].discard(peer)
             if not self._clients[descriptor]:
                 del self._clients[descriptor]
-
-    def _free(self, peer: bytes) -> None:
-        if peer in self.chosen:
-            self.chosen.remove(peer)
-            self._overlooked.freed()
 
     def close(self) -> None:
         """Read what is left and end; call when the socket has been closed, which waits for as long as it lingers.

@@ -13,16 +13,25 @@ import zmq
 from gpu_server import endpoint as endpoints
 from gpu_server import multipart
 from gpu_server.curve import FRAME_OVERHEAD
-from gpu_server.daemon import zap
+from gpu_server.daemon import identities, zap
 from gpu_server.daemon.descriptors import Gate
 from gpu_server.daemon.metrics import Metrics
 from gpu_server.daemon.peers import Peers
 from gpu_server.errors import EndpointError
-from gpu_server.wire import FAREWELL_ANSWER, MAX_REQUEST_HEADER_BYTES, Buffer, Limits
+from gpu_server.wire import (
+    FAREWELL_ANSWER,
+    MAX_REQUEST_HEADER_BYTES,
+    Buffer,
+    Decode,
+    Limits,
+    decode_request,
+    refuse_cut,
+    refuse_named,
+)
 
 log = logging.getLogger(__name__)
 
-Handle = Callable[[bytes, Sequence[bytes], bool], None]
+Handle = Callable[[bytes, Sequence[bytes], Decode], None]
 
 DRAIN_CAP = 256
 BURST = 16
@@ -86,12 +95,14 @@ class Router:
         # The first lent frame starts pyzmq's thread that learns of its end: now, so that the daemon grows no more later.
         zmq.Frame(bytes(LENT_BYTES), track=True, copy=False)
         gate = Gate(self.socket.get_string(zmq.LAST_ENDPOINT), self._refused)
-        self.peers = Peers(self.socket, self._disconnected, gate.accepted, gate.hang_up)
+        self.peers = Peers(self.socket, self._disconnected, gate.accepted)
 
     def receive(self, handle: Handle) -> int:
         """Read up to `DRAIN_CAP` messages, so that others have their turn; returns how many there were.
 
-        `handle(peer, frames, whole)`: a message beyond the limits is cut and not whole.
+        `handle(peer, frames, decode)`: `decode` makes a request of the frames, or refuses it: a message beyond the limits,
+        which is cut, and one from a connection with an identity of its client's choice. When such a connection ends, another
+        may have the identity before that is known, and would get the replies.
         """
         self._drained = False
         for count in range(DRAIN_CAP):
@@ -101,9 +112,15 @@ class Router:
                 self._drained = True
                 return count
             peer = frames[0]
-            if peer not in self.peers or peer in self.peers.chosen:
-                self.peers.add(peer, last)
-            handle(peer, frames[1:], whole)
+            decode: Decode = decode_request
+            if not whole:
+                decode = refuse_cut
+            if peer not in self.peers:
+                if identities.is_given(peer):
+                    self.peers.add(peer, last)
+                else:
+                    decode = refuse_named
+            handle(peer, frames[1:], decode)
         return DRAIN_CAP
 
     def has_input(self) -> bool:
@@ -127,7 +144,6 @@ class Router:
             self._send_ready()
         if not self._unsent:
             return
-        self._look_for_the_gone()
         for peer in list(self._unsent):
             waiting, size = self._unsent[peer]
             try:
@@ -197,7 +213,6 @@ class Router:
         self.socket.setsockopt(zmq.MAXMSGSIZE, limits.max_frame_bytes + FRAME_OVERHEAD)
 
     def _send_ready(self) -> None:
-        self._look_for_the_gone()
         ready, self._ready = self._ready, []
         for peer, frames in ready:
             if peer in self._unsent:
@@ -209,11 +224,6 @@ class Router:
                 self._keep(peer, frames)
             except zmq.ZMQError as error:
                 self._lost(peer, error)
-
-    def _look_for_the_gone(self) -> None:
-        """Drop what is to be sent to clients that are gone, where another may have their identity by now."""
-        if self.peers.chosen:
-            self.peers.poll()
 
     def _send(self, peer: bytes, frames: list[Buffer]) -> None:
         """Send a reply; raises zmq.Again while the peer's pipe is full or holds all that the peer may leave unread."""
@@ -267,9 +277,7 @@ class Router:
         self._given_up.discard(peer)
         self._lent.pop(peer, None)
         waiting, _ = self._unsent.pop(peer, (deque(), 0))
-        ready = [(to, frames) for to, frames in self._ready if to != peer]
-        self._metrics.dropped["peer_gone"] += len(waiting) + len(self._ready) - len(ready)
-        self._ready = ready
+        self._metrics.dropped["peer_gone"] += len(waiting)
         self._on_gone(peer)
 
 

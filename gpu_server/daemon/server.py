@@ -19,7 +19,7 @@ from gpu_server import curve, heap, multipart, source
 from gpu_server import endpoint as endpoints
 from gpu_server._version import __version__
 from gpu_server.config import Config
-from gpu_server.daemon import descriptors, model_set
+from gpu_server.daemon import descriptors, identities, model_set
 from gpu_server.daemon.alarm import Alarm
 from gpu_server.daemon.change import Models
 from gpu_server.daemon.control import Control
@@ -105,6 +105,7 @@ class Daemon:
     def _startup(self) -> None:
         descriptors.raise_limit()
         heap.keep()
+        identities.seed()
         self._open_service()
         self._open_supervision()
         self._take_signals()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-import time
 from collections.abc import Iterator
 
 import pytest
@@ -12,7 +11,6 @@ import zmq
 from running_daemon import until
 
 from gpu_server import multipart
-from gpu_server.daemon.descriptors import Gate
 from gpu_server.daemon.peers import Peers
 
 EVENTS = 1001
@@ -21,45 +19,24 @@ EVENTS = 1001
 Context = zmq.Context[zmq.Socket[bytes]]
 
 
-class Clock:
-    """The real time, and what a test adds to it."""
-
-    def __init__(self) -> None:
-        self.ahead = 0.0
-
-    def __call__(self) -> float:
-        return time.monotonic() + self.ahead
-
-    def advance(self, seconds: float) -> None:
-        self.ahead += seconds
-
-
 class World:
     """A ROUTER with its peers, and clients of it."""
 
     def __init__(self, context: Context, endpoint: str) -> None:
-        self.clock = Clock()
         self.context = context
         self.endpoint = endpoint
         self.gone: list[bytes] = []
         self.router = context.socket(zmq.ROUTER)
         self.router.bind(endpoint)
         self.accepted: list[int] = []
-        gate = Gate(endpoint, lambda: None)
-        self.peers = Peers(self.router, self.gone.append, self.accepted.append, gate.hang_up, self.clock)
-
-    def connect(self, name: bytes = b"") -> zmq.Socket[bytes]:
-        """A client that has said nothing yet."""
-        socket = self.context.socket(zmq.DEALER)
-        socket.linger = 0
-        if name:
-            socket.routing_id = name
-        socket.connect(self.endpoint)
-        return socket
+        self.peers = Peers(self.router, self.gone.append, self.accepted.append)
 
     def client(self, name: bytes) -> zmq.Socket[bytes]:
         """A connected client whose first message has been read."""
-        socket = self.connect(name)
+        socket = self.context.socket(zmq.DEALER)
+        socket.linger = 0
+        socket.routing_id = name
+        socket.connect(self.endpoint)
         socket.send_multipart([b"", b"hello"])
         assert self.router.poll(5000)
         frames, last, _ = multipart.receive_with_last(self.router)
@@ -123,42 +100,6 @@ def test_new_connections_are_told_by_their_descriptor(world: World) -> None:
     assert (world.accepted[:1], len(set(world.accepted))) == ([first], 2)
     one.close()
     two.close()
-
-
-def test_who_waits_for_an_identity_is_heard_when_it_is_free(world: World) -> None:
-    first, second = world.client(b"twin"), world.connect(b"twin")
-    until(lambda: accepted(world) == 2, "connected", 5)
-    second.send_multipart([b"", b"is not heard"])
-    assert not world.router.poll(300)
-    first.close()
-
-    def heard() -> bool:
-        world.peers.poll()
-        second.send_multipart([b"", b"again"])
-        return bool(world.router.poll(20))
-
-    until(heard, "heard", 5)
-    assert multipart.receive(world.router)[0] == b"twin"
-    assert world.gone == [b"twin"]
-    second.close()
-
-
-def test_a_silent_connection_is_left_alone_where_no_identity_was_chosen(world: World) -> None:
-    silent, leaves = world.connect(), world.connect()
-    leaves.send_multipart([b"", b"hello"])
-    assert world.router.poll(5000)
-    frames, last, _ = multipart.receive_with_last(world.router)
-    world.peers.add(frames[0], last)
-    until(lambda: accepted(world) == 2, "connected", 5)
-    leaves.close()
-    until(lambda: world.has_gone(1), "told", 5)
-    assert world.peers.chosen == set()
-    world.clock.advance(60)
-    world.peers.poll()
-    silent.send_multipart([b"", b"hello"])
-    assert world.router.poll(5000)
-    assert accepted(world) == 2
-    silent.close()
 
 
 def accepted(world: World) -> int:

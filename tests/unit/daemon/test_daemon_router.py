@@ -22,7 +22,7 @@ from gpu_server.daemon import router as routers
 from gpu_server.daemon.metrics import Metrics
 from gpu_server.daemon.router import BURST, DRAIN_CAP, LENT_BYTES, MAX_FRAMES, SEND_HWM, Router
 from gpu_server.errors import EndpointError
-from gpu_server.wire import FAREWELL_ANSWER, Limits
+from gpu_server.wire import FAREWELL_ANSWER, Decode, Limits, decode_request, refuse_cut, refuse_named
 from gpu_server.wire.header import unpack_request
 
 Socket = zmq.Socket[bytes]
@@ -45,15 +45,13 @@ class World:
         )  # fmt: skip
 
     def receive(self) -> int:
-        return self.router.receive(lambda peer, frames, whole: self.seen.append((peer, list(frames))))
+        return self.router.receive(lambda peer, frames, decode: self.seen.append((peer, list(frames))))
 
-    def peer(self, identity: bytes = b"") -> tuple[Socket, bytes]:
+    def peer(self) -> tuple[Socket, bytes]:
         """A connected peer that holds back almost nothing, and its identity at the router."""
         socket = self.context.socket(zmq.DEALER)
         self.peers.append(socket)
         socket.linger, socket.rcvhwm = 0, 1
-        if identity:
-            socket.routing_id = identity
         socket.connect(self.endpoint)
         socket.send_multipart([b"", b"hello"])
         until(self.receive, "the peer's message", 10)
@@ -284,26 +282,46 @@ def test_a_client_reaches_a_router_at_an_ipv6_address(context: zmq.Context[Socke
 
 
 def test_a_request_over_the_limits_is_cut_and_said_so(world: World) -> None:
-    sizes: list[tuple[int, bool]] = []
+    sizes: list[tuple[int, Decode]] = []
     client, _ = world.peer()
     client.send_multipart([b"", b"h", *[b"x" * 9] * 100])
     client.send_multipart([b"", b"h", *[b"x" * 4096] * 12])
     client.send_multipart([b"", b"h"])
 
-    def note(peer: bytes, frames: Sequence[bytes], whole: bool) -> None:
-        sizes.append((len(frames), whole))
+    def note(peer: bytes, frames: Sequence[bytes], decode: Decode) -> None:
+        sizes.append((len(frames), decode))
 
     until(lambda: world.router.receive(note) >= 0 and len(sizes) == 3, "all three", 10)
-    assert [whole for _, whole in sizes] == [False, False, True]
+    assert [decode for _, decode in sizes] == [refuse_cut, refuse_cut, decode_request]
     assert sizes[0][0] < MAX_FRAMES
     assert sizes[1][0] < 13
+
+
+def test_every_request_of_a_peer_that_chose_its_identity_is_to_be_refused(world: World) -> None:
+    named = world.context.socket(zmq.DEALER)
+    world.peers.append(named)
+    named.linger, named.rcvtimeo, named.routing_id = 0, 10_000, b"name"
+    named.connect(world.endpoint)
+    seen: list[tuple[bytes, Decode]] = []
+
+    def note(peer: bytes, frames: Sequence[bytes], decode: Decode) -> None:
+        seen.append((peer, decode))
+        world.router.send(peer, [b"", b"refused"])
+
+    for number in range(1, 3):
+        named.send_multipart([b"", b"h"])
+        until(lambda: world.router.receive(note) >= 0 and len(seen) == number, "the message", 10)  # noqa: B023
+        world.router.flush()
+        assert named.recv_multipart() == [b"", b"refused"]
+    assert seen == [(b"name", refuse_named)] * 2
+    assert len(world.router.peers) == 0
 
 
 def test_a_hand_over_takes_in_what_still_comes_and_tells_every_peer_last(world: World) -> None:
     (first, _), (second, _) = world.peer(), world.peer()
     first.send_multipart([b"", b"late"])
 
-    def refuse(peer: bytes, frames: Sequence[bytes], whole: bool) -> None:
+    def refuse(peer: bytes, frames: Sequence[bytes], decode: Decode) -> None:
         world.router.send(peer, [b"", b"refused", *frames[1:]])
 
     with ThreadPoolExecutor(1) as pool:
@@ -362,53 +380,3 @@ def test_a_hand_over_does_not_wait_for_those_who_have_gone_or_say_nothing(
     started = time.monotonic()
     world.router.hand_over(lambda *_: None, [b"", b"farewell"])
     assert 0.2 <= time.monotonic() - started < 5
-
-
-def successor(world: World, old: Socket, identity: bytes) -> Socket:
-    """Another peer with the identity of one that goes, heard by libzmq while the router knows of neither."""
-    old.close()
-    made: list[Socket] = []
-
-    def heard() -> bool:
-        made.append(world.context.socket(zmq.DEALER))
-        made[-1].linger, made[-1].rcvtimeo, made[-1].routing_id = 0, 5000, identity
-        made[-1].connect(world.endpoint)
-        made[-1].send_multipart([b"", b"hello"])
-        if world.router.socket.poll(300):
-            return True
-        made.pop().close()
-        return False
-
-    until(heard, "the identity is free", 20)
-    world.peers += made
-    return made[0]
-
-
-@pytest.mark.parametrize("kept", [False, True])
-def test_a_reply_to_a_peer_that_is_gone_does_not_reach_another_of_its_identity(
-    world: World, kept: bool
-) -> None:
-    old, identity = world.peer(b"name")
-    world.router.send(identity, [b"", BIG])
-    while kept and not world.router.has_unsent():
-        world.router.send(identity, [b"", BIG])
-        world.router.flush()
-    new = successor(world, old, identity)
-    world.router.flush()
-    assert world.gone == [identity]
-    world.receive()
-    world.router.send(identity, [b"", b"for the new one"])
-    world.router.flush()
-    assert new.recv_multipart() == [b"", b"for the new one"]
-    assert identity in world.router.peers
-
-
-def test_the_end_of_a_peer_is_told_before_what_another_of_its_identity_asks(world: World) -> None:
-    old, identity = world.peer(b"name")
-    successor(world, old, identity)
-    gone_before: list[list[bytes]] = []
-    until(lambda: world.router.receive(lambda *_: gone_before.append(list(world.gone))), "its message", 10)
-    assert gone_before == [[identity]]
-    world.router.peers.poll()
-    assert identity in world.router.peers
-    assert world.gone == [identity]

@@ -80,7 +80,7 @@ def test_it_is_gone_with_its_request(world: World) -> None:
     assert [batch.items for batch in world.link.sent] == [1, 1]
 
 
-@pytest.mark.parametrize(("batch_s", "sent"), [(0.0015, 4), (0.002, 3), (0.003, 2)])
+@pytest.mark.parametrize(("batch_s", "sent"), [(0.0005, 4), (0.0015, 4), (0.002, 3), (0.003, 2)])
 def test_behind_brief_batches_there_are_more(batch_s: float, sent: int) -> None:
     made, full = World(), range(8)
     for _ in range(LEARNT):
