@@ -1,9 +1,8 @@
-"""What the daemon does with messages and batches: admit, queue, dispatch, answer. Owns every open request."""
+"""What the daemon does with messages and answers: admit, queue, refuse, reply. Owns every open request."""
 
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -11,12 +10,12 @@ import msgspec
 
 from gpu_server.daemon import admission
 from gpu_server.daemon.answers import Answers, Send
+from gpu_server.daemon.dispatcher import Dispatcher
 from gpu_server.daemon.engine_link import EngineLink
 from gpu_server.daemon.filling import policy_of
 from gpu_server.daemon.handover import carry_over
 from gpu_server.daemon.ledger import Ledger
 from gpu_server.daemon.metrics import Metrics
-from gpu_server.daemon.pace import BRIEF_AHEAD
 from gpu_server.daemon.quarantine import Quarantine
 from gpu_server.daemon.request import Batch, Request
 from gpu_server.daemon.scheduler import Scheduler
@@ -92,10 +91,6 @@ class Service:
         self.draining = False
         self.successor = False
         self._tokenizers: dict[str, bytes] = {}
-        # `dispatch` has this answer until then, whatever comes, unless a batch ends or an engine is ready.
-        self._due_at: float | None = None
-        self._settled_until = -math.inf
-        self._link: EngineLink | None = None
         self._served: EngineLink | None = None
         self._ledger = Ledger()
         self._tokenizing = TextLedger(limits.max_request_bytes)
@@ -103,6 +98,7 @@ class Service:
         self._metrics = metrics
         self._limits = limits
         self._clock = clock
+        self._dispatcher = Dispatcher(scheduler, clock, batches_in_flight)
         self._quarantine = Quarantine(clock)
         self._answers = Answers(
             scheduler, self._ledger, metrics, self._quarantine, clock, send, max_answer_bytes
@@ -112,7 +108,6 @@ class Service:
         self._documents = documents
         self._text = text
         self._default_deadline_s = default_deadline_s
-        self._batches_in_flight = batches_in_flight
         self._operations = self._offered()
 
     @property
@@ -161,8 +156,8 @@ class Service:
         """Take a loaded engine into use; its models are served from now on. What the last one runs goes on there."""
         if self._served is not None:
             carry_over(self._ledger.all(), self._served, link, self._scheduler, self._answers.fail)
-        self._link = self._served = link
-        self._settled_until = -math.inf
+        self._dispatcher.link = self._served = link
+        self._dispatcher.look_again()
         self._answers.generation = link.generation
         self.models = dict(link.models)
         self._tokenizers = dict(link.tokenizers)
@@ -178,8 +173,8 @@ class Service:
 
     def engine_lost(self, link: EngineLink) -> None:
         """Put the batches of a lost engine back, once; requests that were lost before are answered."""
-        if self._link is link:
-            self._link = None
+        if self._dispatcher.link is link:
+            self._dispatcher.link = None
         # One attempt a crash, also for a request with items in several batches.
         lost = dict.fromkeys(r for batch in link.batches.values() for r in self._scheduler.requeue(batch))
         link.batches.clear()
@@ -195,39 +190,15 @@ class Service:
 
     def hold(self) -> None:
         """Send no more batches until the next engine is ready."""
-        self._link = None
+        self._dispatcher.link = None
 
     def dispatch(self) -> float | None:
-        """Give the engine what the scheduler finds due; returns when more will be, unless something happens before."""
-        link = self._link
-        if link is None or not self._scheduler.items:
-            return None
-        if self._settled_until > self._clock():
-            return self._due_at
-        while self._has_room(link):
-            batch = self._scheduler.due_batch(link.batches.values(), link.models)
-            if batch is None:
-                self._due_at = self._scheduler.due_at
-                self._settled_until = -math.inf if self._due_at is None else self._due_at
-                return self._due_at
-            now = self._clock()
-            for request, start, _ in batch.slices:
-                if not start:
-                    request.queue_us = int((now - request.arrived) * 1e6)
-            batch.sent, batch.version = now, link.models[batch.model].version
-            batch.generation = link.generation
-            link.send(batch)
-        self._due_at, self._settled_until = None, math.inf
-        return None
-
-    def _has_room(self, link: EngineLink) -> bool:
-        """Whether the engine may be sent another batch: beyond those it runs at a time, some where they are soon done."""
-        ahead = len(link.batches) - self._batches_in_flight
-        return ahead < 0 or (ahead < BRIEF_AHEAD and self._scheduler.are_brief(link.batches.values()))
+        """Give the engine what is due; returns when more will be, unless something happens before."""
+        return self._dispatcher.dispatch()
 
     def batch_done(self, batch: Batch, header: ReplyHeader, outputs: Tensors) -> None:
         """Share a batch's answer out to its requests."""
-        self._settled_until = -math.inf
+        self._dispatcher.look_again()
         timing = header.timing if header.timing is not msgspec.UNSET else Timing()
         seconds = timing.compute_us / 1e6
         if header.error is msgspec.UNSET and not header.item_errors and not timing.batch_tokens:
@@ -237,7 +208,7 @@ class Service:
         if timing.batch_tokens:
             self._scheduler.lower_budget(batch.model, timing.batch_tokens)
         # The engine first: it would stand idle for as long as the replies take.
-        self.dispatch()
+        self._dispatcher.dispatch()
         self._metrics.models[batch.model].ran(batch.items, batch.cost, seconds)
         self._answers.share(batch, header, outputs, timing.compute_us)
 
