@@ -112,14 +112,13 @@ class Router:
                 self._drained = True
                 return count
             peer = frames[0]
-            decode: Decode = decode_request
-            if not whole:
-                decode = refuse_cut
             if peer not in self.peers:
-                if identities.is_given(peer):
-                    self.peers.add(peer, last)
-                else:
-                    decode = refuse_named
+                self.peers.add(peer, last)
+            decode: Decode = decode_request
+            if not identities.is_given(peer):
+                decode = refuse_named
+            elif not whole:
+                decode = refuse_cut
             handle(peer, frames[1:], decode)
         return DRAIN_CAP
 
