@@ -22,7 +22,7 @@ IDLE = 0.01
 """The part of a batch's time that the engine may stand idle before it: less would mean that batches leave too early."""
 GAIN = 0.1
 BRIEF_S = 0.005
-"""Batches that together run no longer have another behind them: the answers of one take as long to share out."""
+"""Batches that together run no longer have more behind them: the answers of one take as long to share out."""
 BRIEF_AHEAD = 2
 """How many such batches there are at most beyond those that the engine runs at a time."""
 SHORTEST_S = 0.0002

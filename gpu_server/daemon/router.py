@@ -13,25 +13,16 @@ import zmq
 from gpu_server import endpoint as endpoints
 from gpu_server import multipart
 from gpu_server.curve import FRAME_OVERHEAD
-from gpu_server.daemon import identities, zap
+from gpu_server.daemon import zap
 from gpu_server.daemon.descriptors import Gate
 from gpu_server.daemon.metrics import Metrics
 from gpu_server.daemon.peers import Peers
 from gpu_server.errors import EndpointError
-from gpu_server.wire import (
-    FAREWELL_ANSWER,
-    MAX_REQUEST_HEADER_BYTES,
-    Buffer,
-    Decode,
-    Limits,
-    decode_request,
-    refuse_cut,
-    refuse_named,
-)
+from gpu_server.wire import FAREWELL_ANSWER, MAX_REQUEST_HEADER_BYTES, Buffer, Limits
 
 log = logging.getLogger(__name__)
 
-Handle = Callable[[bytes, Sequence[bytes], Decode], None]
+Handle = Callable[[bytes, Sequence[bytes], bool], None]
 
 DRAIN_CAP = 256
 BURST = 16
@@ -100,9 +91,7 @@ class Router:
     def receive(self, handle: Handle) -> int:
         """Read up to `DRAIN_CAP` messages, so that others have their turn; returns how many there were.
 
-        `handle(peer, frames, decode)`: `decode` makes a request of the frames, or refuses it: a message beyond the limits,
-        which is cut, and one from a connection with an identity of its client's choice. When such a connection ends, another
-        may have the identity before that is known, and would get the replies.
+        `handle(peer, frames, whole)`: a message beyond the limits is cut and not whole.
         """
         self._drained = False
         for count in range(DRAIN_CAP):
@@ -114,12 +103,7 @@ class Router:
             peer = frames[0]
             if peer not in self.peers:
                 self.peers.add(peer, last)
-            decode: Decode = decode_request
-            if not identities.is_given(peer):
-                decode = refuse_named
-            elif not whole:
-                decode = refuse_cut
-            handle(peer, frames[1:], decode)
+            handle(peer, frames[1:], whole)
         return DRAIN_CAP
 
     def has_input(self) -> bool:

@@ -41,7 +41,6 @@ from gpu_server.tokenizing import prompt_params
 from gpu_server.wire import (
     VERSION,
     Buffer,
-    Decode,
     Limits,
     ReplyHeader,
     RequestHeader,
@@ -51,6 +50,7 @@ from gpu_server.wire import (
     document,
     encode_reply,
     error_reply,
+    refuse_cut,
 )
 from gpu_server.wire.documents import ModelInfo
 
@@ -115,13 +115,15 @@ class Service:
         """Requests that still owe a reply."""
         return len(self._ledger) + len(self._tokenizing) + len(self._early)
 
-    def handle(self, peer: bytes, frames: Sequence[Buffer], decode: Decode = decode_request) -> None:
+    def handle(self, peer: bytes, frames: Sequence[Buffer], whole: bool = True) -> None:
         """One message from a client; whatever it holds, it ends in a reply or a counted drop.
 
-        decode: makes a request of it, or raises ProtocolError where it must be none.
+        whole: False if it was cut at `max_request_bytes` or the most frames a message may have.
         """
         try:
-            header, inputs = decode(frames, self._limits)
+            header, inputs = (
+                decode_request(frames, self._limits) if whole else refuse_cut(frames, self._limits)
+            )
         except ProtocolError as error:
             self._refuse_malformed(peer, frames, error)
             return

@@ -17,7 +17,6 @@ from gpu_server.wire.limits import (
 )
 from gpu_server.wire.message import (
     FAREWELL_ANSWER,
-    Decode,
     Tensors,
     decode_reply,
     decode_request,
@@ -26,7 +25,6 @@ from gpu_server.wire.message import (
     encode_request,
     error_reply,
     refuse_cut,
-    refuse_named,
 )
 from gpu_server.wire.tensor import Buffer, Tensor
 
@@ -37,7 +35,6 @@ __all__ = [
     "MAX_REQUEST_HEADER_BYTES",
     "VERSION",
     "Buffer",
-    "Decode",
     "Descriptor",
     "ErrorBody",
     "ItemError",
@@ -54,5 +51,4 @@ __all__ = [
     "encode_request",
     "error_reply",
     "refuse_cut",
-    "refuse_named",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from math import prod
 from typing import NoReturn
 
@@ -31,7 +31,6 @@ if sys.byteorder != "little":  # pragma: no cover
     raise ImportError("gpu_server.wire reads frames in place and needs a little-endian machine")
 
 Tensors = dict[str, Tensor]
-Decode = Callable[[Sequence[Buffer], Limits], tuple[RequestHeader, Tensors]]
 
 FAREWELL_ANSWER = (b"", b"")
 """The frames of a client's answer to the farewell (PROTOCOL 4.6): the delimiter, and a header that says nothing."""
@@ -109,26 +108,15 @@ def decode_request(
 
 def refuse_cut(frames: Sequence[Buffer], limits: Limits) -> NoReturn:
     """Raise the ProtocolError for a request of which only the first frames were read, because it is over the limits."""
+    # A header over its own limit is not decoded: it can take a hundred times its size.
+    readable = len(frames) > 1 and len(frames[1]) <= MAX_REQUEST_HEADER_BYTES
+    _, request_id = peek(bytes(frames[1])) if readable else (None, b"")
     raise ProtocolError(
         f"a request holds at most max_request_bytes = {limits.max_request_bytes}, in two frames for each of 16 tensors",
-        _request_id(frames),
+        request_id,
         "too_large",
         {"limit": "max_request_bytes"},
     )
-
-
-def refuse_named(frames: Sequence[Buffer], limits: Limits) -> NoReturn:
-    """Raise the ProtocolError for a request over a connection that has a routing id of its client's choice."""
-    raise ProtocolError(
-        "the client has set a routing id (ZMQ_ROUTING_ID, ZMQ_IDENTITY): it must leave that to ZeroMQ",
-        _request_id(frames),
-    )
-
-
-def _request_id(frames: Sequence[Buffer]) -> bytes:
-    """What can be read of the id; a header over its own limit is not decoded: it can take a hundred times its size."""
-    readable = len(frames) > 1 and len(frames[1]) <= MAX_REQUEST_HEADER_BYTES
-    return peek(bytes(frames[1]))[1] if readable else b""
 
 
 def decode_reply(frames: Sequence[Buffer]) -> tuple[ReplyHeader, Tensors]:

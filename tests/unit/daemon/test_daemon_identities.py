@@ -1,14 +1,9 @@
-"""What libzmq gives differs from process to process and is told from what clients choose."""
+"""What libzmq gives differs from process to process."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
-
-import pytest
-import zmq
-
-from gpu_server.daemon import identities
 
 FIRST = """
 import sys, zmq
@@ -23,25 +18,16 @@ with zmq.Context() as context, context.socket(zmq.ROUTER) as router, context.soc
 """
 
 
-def first_given(how: str) -> bytes:
+def first_given(how: str) -> str:
     """The first identity that a process gives."""
     command = [sys.executable, "-c", FIRST, how]
-    return bytes.fromhex(subprocess.run(command, check=True, capture_output=True, timeout=60).stdout.decode())
+    return subprocess.run(command, check=True, capture_output=True, timeout=60, text=True).stdout.strip()
 
 
 def test_nobody_foresees_what_is_given() -> None:
-    given = {first_given("seeded") for _ in range(3)}
-    assert len(given) == 3
-    assert all(map(identities.is_given, given))
+    assert len({first_given("seeded") for _ in range(3)}) == 3
 
 
-@pytest.mark.parametrize("chosen", [b"name", b"\0", b"\0own", b"\0longer", b"abcde"])
-def test_what_a_client_chose_is_told_from_it(chosen: bytes) -> None:
-    with zmq.Context() as context, context.socket(zmq.ROUTER) as router, context.socket(zmq.DEALER) as dealer:
-        router.bind("inproc://router")
-        dealer.linger, dealer.routing_id = 0, chosen
-        dealer.connect("inproc://router")
-        dealer.send(b"")
-        assert router.poll(5000)
-        assert router.recv_multipart()[0] == chosen
-    assert not identities.is_given(chosen)
+def test_without_a_seed_it_is_the_same_in_every_process() -> None:
+    """What `FORESEEN` in `test_faults_peers.py` stands on; if this fails, libzmq seeds and we need not."""
+    assert {first_given("as it is") for _ in range(2)} == {"006b8b4567"}

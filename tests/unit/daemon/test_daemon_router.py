@@ -22,7 +22,7 @@ from gpu_server.daemon import router as routers
 from gpu_server.daemon.metrics import Metrics
 from gpu_server.daemon.router import BURST, DRAIN_CAP, LENT_BYTES, MAX_FRAMES, SEND_HWM, Router
 from gpu_server.errors import EndpointError
-from gpu_server.wire import FAREWELL_ANSWER, Decode, Limits, decode_request, refuse_cut, refuse_named
+from gpu_server.wire import FAREWELL_ANSWER, Limits
 from gpu_server.wire.header import unpack_request
 
 Socket = zmq.Socket[bytes]
@@ -45,7 +45,7 @@ class World:
         )  # fmt: skip
 
     def receive(self) -> int:
-        return self.router.receive(lambda peer, frames, decode: self.seen.append((peer, list(frames))))
+        return self.router.receive(lambda peer, frames, whole: self.seen.append((peer, list(frames))))
 
     def peer(self) -> tuple[Socket, bytes]:
         """A connected peer that holds back almost nothing, and its identity at the router."""
@@ -282,47 +282,26 @@ def test_a_client_reaches_a_router_at_an_ipv6_address(context: zmq.Context[Socke
 
 
 def test_a_request_over_the_limits_is_cut_and_said_so(world: World) -> None:
-    sizes: list[tuple[int, Decode]] = []
+    sizes: list[tuple[int, bool]] = []
     client, _ = world.peer()
     client.send_multipart([b"", b"h", *[b"x" * 9] * 100])
     client.send_multipart([b"", b"h", *[b"x" * 4096] * 12])
     client.send_multipart([b"", b"h"])
 
-    def note(peer: bytes, frames: Sequence[bytes], decode: Decode) -> None:
-        sizes.append((len(frames), decode))
+    def note(peer: bytes, frames: Sequence[bytes], whole: bool) -> None:
+        sizes.append((len(frames), whole))
 
     until(lambda: world.router.receive(note) >= 0 and len(sizes) == 3, "all three", 10)
-    assert [decode for _, decode in sizes] == [refuse_cut, refuse_cut, decode_request]
+    assert [whole for _, whole in sizes] == [False, False, True]
     assert sizes[0][0] < MAX_FRAMES
     assert sizes[1][0] < 13
-
-
-def test_every_request_of_a_peer_that_chose_its_identity_is_to_be_refused(world: World) -> None:
-    named = world.context.socket(zmq.DEALER)
-    world.peers.append(named)
-    named.linger, named.rcvtimeo, named.routing_id = 0, 10_000, b"name"
-    named.connect(world.endpoint)
-    seen: list[tuple[bytes, Decode]] = []
-
-    def note(peer: bytes, frames: Sequence[bytes], decode: Decode) -> None:
-        seen.append((peer, decode))
-        world.router.send(peer, [b"", b"refused"])
-
-    for number in range(1, 3):
-        named.send_multipart([b"", b"h"])
-        until(lambda: world.router.receive(note) >= 0 and len(seen) == number, "the message", 10)  # noqa: B023
-        world.router.flush()
-        assert named.recv_multipart() == [b"", b"refused"]
-    assert seen == [(b"name", refuse_named)] * 2
-    named.close()
-    until(lambda: world.router.peers.poll() or world.gone == [b"name"], "nothing of it is kept", 10)
 
 
 def test_a_hand_over_takes_in_what_still_comes_and_tells_every_peer_last(world: World) -> None:
     (first, _), (second, _) = world.peer(), world.peer()
     first.send_multipart([b"", b"late"])
 
-    def refuse(peer: bytes, frames: Sequence[bytes], decode: Decode) -> None:
+    def refuse(peer: bytes, frames: Sequence[bytes], whole: bool) -> None:
         world.router.send(peer, [b"", b"refused", *frames[1:]])
 
     with ThreadPoolExecutor(1) as pool:

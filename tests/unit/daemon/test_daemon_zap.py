@@ -45,7 +45,7 @@ class World:
         """A turn of the daemon's loop."""
         self._poller.poll(20)
         self.authenticator.receive()
-        self.router.receive(lambda peer, frames, decode: self.seen.append(list(frames)))
+        self.router.receive(lambda peer, frames, whole: self.seen.append(list(frames)))
 
     def allow(self, *keys: bytes) -> None:
         self.list.write_bytes(b"".join(key + b" someone\n" for key in keys))

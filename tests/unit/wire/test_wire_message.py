@@ -24,7 +24,6 @@ from gpu_server.wire import (
     encode_request,
     error_reply,
     refuse_cut,
-    refuse_named,
 )
 
 
@@ -126,16 +125,13 @@ def test_items_are_limited_in_requests_and_not_in_replies() -> None:
 
 
 @pytest.mark.parametrize(("size", "read"), [(0, b"i"), (MAX_REQUEST_HEADER_BYTES, b"")])
-def test_the_id_of_a_message_that_is_refused_unread_is_read_from_a_header_within_its_size(
+def test_the_id_of_a_message_that_was_cut_is_read_from_a_header_within_its_size(
     size: int, read: bytes
 ) -> None:
     header = msgpack.packb({"v": 1, "id": b"i", "op": "infer", "more": b"." * size})
     with pytest.raises(ProtocolError, match="max_request_bytes") as caught:
         refuse_cut([b"", header, *[b""] * 40], Limits())
     assert (caught.value.code, caught.value.request_id) == ("too_large", read)
-    with pytest.raises(ProtocolError, match="ZMQ_ROUTING_ID") as caught:
-        refuse_named([b"", header], Limits())
-    assert (caught.value.code, caught.value.request_id) == ("invalid_request", read)
 
 
 def test_document_is_text_or_bytes() -> None:
