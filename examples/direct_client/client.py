@@ -26,7 +26,9 @@ def embed(endpoint, texts):
             socket.send_multipart(frames)
             answer, *tensors = socket.recv_multipart()
         except zmq.ZMQError as error:
-            raise SystemExit(f"no answer from {endpoint} ({error}); see `gpu-server status`") from None
+            raise SystemExit(
+                f"no answer from {endpoint} within 6 s ({error}); see `gpu-server status`"
+            ) from None
     reply = msgpack.unpackb(answer)
     if "error" in reply:
         raise SystemExit(f"{reply['error']['code']}: {reply['error']['message']}")

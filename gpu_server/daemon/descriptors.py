@@ -55,35 +55,34 @@ class Gate:
 
         The lowest free descriptor is the one that is given, so a high one says that all below are in use.
         """
-        if descriptor >= self._most and _hang_up(descriptor, self._endpoint):
+        if descriptor >= self._most and self.hang_up(descriptor):
             self._on_refused()
             self._warn()
+
+    def hang_up(self, descriptor: int) -> bool:
+        """Shut a connection down, which makes libzmq close it; returns whether it was one.
+
+        It may have been closed meanwhile, and the number given to something else: only a connection to `endpoint` counts.
+        """
+        try:
+            socket = sockets.socket(fileno=descriptor)
+        except OSError:
+            return False
+        try:
+            ours = self._endpoint in _endpoints_of(socket)
+            if ours:
+                socket.shutdown(sockets.SHUT_RDWR)
+        except OSError:
+            return False
+        finally:
+            socket.detach()
+        return ours
 
     def _warn(self) -> None:
         now = self._clock()
         if now >= self._quiet_until:
             self._quiet_until = now + _WARN_EVERY_S
             log.warning("too many connections: new ones are refused", extra={"most": self._most})
-
-
-def _hang_up(descriptor: int, endpoint: str) -> bool:
-    """Shut a connection down, which makes libzmq close it.
-
-    It may have been closed meanwhile, and the number given to something else: only a connection to `endpoint` counts.
-    """
-    try:
-        socket = sockets.socket(fileno=descriptor)
-    except OSError:
-        return False
-    try:
-        ours = endpoint in _endpoints_of(socket)
-        if ours:
-            socket.shutdown(sockets.SHUT_RDWR)
-    except OSError:
-        return False
-    finally:
-        socket.detach()
-    return ours
 
 
 def _endpoints_of(socket: sockets.socket) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ class Dispatcher:
         self._scheduler = scheduler
         self._clock = clock
         self._batches_in_flight = batches_in_flight
-        # `dispatch` has this answer until then, whatever comes, unless `look_again` is called.
+        # Until `_settled_until` the answer is `_due_at`, whatever comes, unless `look_again` is called.
         self._due_at: float | None = None
         self._settled_until = -math.inf
 

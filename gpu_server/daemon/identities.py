@@ -1,4 +1,4 @@
-"""The identities that libzmq gives to connections: where they begin nobody foresees."""
+"""The identities that libzmq gives to connections: they begin at a random number."""
 
 from __future__ import annotations
 

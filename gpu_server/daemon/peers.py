@@ -59,6 +59,11 @@ class Peers:
         self._connection[peer] = descriptor
         self._clients.setdefault(descriptor, set()).add(peer)
 
+    def descriptor(self, peer: bytes) -> int | None:
+        """That of a client's connection, if it is known."""
+        self.poll()
+        return self._connection.get(peer)
+
     def poll(self) -> None:
         """Take in connections that have begun or ended."""
         while True:

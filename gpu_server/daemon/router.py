@@ -85,8 +85,8 @@ class Router:
             os.umask(previous)
         # The first lent frame starts pyzmq's thread that learns of its end: now, so that the daemon grows no more later.
         zmq.Frame(bytes(LENT_BYTES), track=True, copy=False)
-        gate = Gate(self.socket.get_string(zmq.LAST_ENDPOINT), self._refused)
-        self.peers = Peers(self.socket, self._disconnected, gate.accepted)
+        self._gate = Gate(self.socket.get_string(zmq.LAST_ENDPOINT), self._refused)
+        self.peers = Peers(self.socket, self._disconnected, self._gate.accepted)
 
     def receive(self, handle: Handle) -> int:
         """Read up to `DRAIN_CAP` messages, so that others have their turn; returns how many there were.
@@ -198,6 +198,9 @@ class Router:
     def _send_ready(self) -> None:
         ready, self._ready = self._ready, []
         for peer, frames in ready:
+            if peer in self._given_up:
+                self._metrics.dropped["peer_slow"] += 1
+                continue
             if peer in self._unsent:
                 self._keep(peer, frames)
                 continue
@@ -237,14 +240,21 @@ class Router:
         size += _size(frames)
         if waiting and size + self._in_pipe(peer) > self._max_peer_bytes:
             del self._unsent[peer]
-            self._given_up.add(peer)
             self._metrics.dropped["peer_slow"] += len(waiting) + 1
             log.warning("client does not read its replies", extra={"peer": peer.hex(), "bytes": size})
-            self._on_gone(peer)
+            self._give_up(peer)
             return
         # A copy: what a reply is a part of, a batch's answer, may be large or lie in memory that is lent.
         waiting.append([bytes(frame) for frame in frames])
         self._unsent[peer] = (waiting, size)
+
+    def _give_up(self, peer: bytes) -> None:
+        """End the connection of a client that misses replies from now on, so that it notices."""
+        self._given_up.add(peer)
+        self._on_gone(peer)
+        descriptor = self.peers.descriptor(peer)
+        if descriptor is not None:
+            self._gate.hang_up(descriptor)
 
     def _lost(self, peer: bytes, error: zmq.ZMQError) -> None:
         if error.errno != zmq.EHOSTUNREACH:

@@ -33,7 +33,7 @@ if sys.byteorder != "little":  # pragma: no cover
 Tensors = dict[str, Tensor]
 
 FAREWELL_ANSWER = (b"", b"")
-"""The frames of a client's answer to the farewell (PROTOCOL 4.6): the delimiter, and a header that says nothing."""
+"""The frames of a client's answer to the farewell (PROTOCOL 4.7): the delimiter, and a header that says nothing."""
 
 
 def encode_request(

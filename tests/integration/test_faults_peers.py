@@ -147,6 +147,16 @@ def test_a_client_that_reads_nothing_delays_nobody_and_is_cut_off_alone(
         until(lambda: running.client.status().counters["dropped_peer_slow"], "it is cut off", 30)
         others.more()
         assert rss_bytes(running.pid) - before < MAX_PEER_BYTES + in_pipe
+
+        def served() -> bool:
+            """Whether it is, once it has read what had come; what it sends before it notices the end is lost."""
+            stalled.send_multipart(request("hello", id=b"after"))
+            while stalled.poll(200):
+                if decode_reply(stalled.recv_multipart())[0].id == b"after":
+                    return True
+            return False
+
+        until(served, "it is served again", 20)
     assert others.errors == []
     assert running.log.count("client does not read its replies") >= 1
 
