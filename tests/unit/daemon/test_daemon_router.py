@@ -133,6 +133,14 @@ def fill(world: World, peer: bytes) -> int:
     return sent
 
 
+def overfill(world: World, peer: bytes) -> None:
+    """Send until the router gives the peer up."""
+    fill(world, peer)
+    while not world.gone:
+        world.router.send(peer, [b"", b"-", BIG])
+        world.router.flush()
+
+
 def test_what_is_kept_for_a_slow_peer_keeps_no_batch(world: World) -> None:
     _slow, peer = world.peer()
     fill(world, peer)
@@ -182,10 +190,7 @@ def test_a_peer_that_never_reads_is_given_up_and_others_are_not_held_up(world: W
 
 def test_a_peer_that_is_given_up_loses_its_connection_and_may_come_again(world: World) -> None:
     slow, peer = world.peer()
-    fill(world, peer)
-    while not world.gone:
-        world.router.send(peer, [b"", b"-", BIG])
-        world.router.flush()
+    overfill(world, peer)
     dropped = world.metrics.dropped["peer_slow"]
     world.router.send(peer, [b"", b"late"])
     world.router.flush()
@@ -366,10 +371,7 @@ def test_who_connects_while_others_still_owe_their_answer_gets_the_farewell_too(
 
 def test_a_peer_that_misses_replies_is_not_told_that_they_never_were(world: World) -> None:
     slow, peer = world.peer()
-    fill(world, peer)
-    while not world.gone:
-        world.router.send(peer, [b"", b"-", BIG])
-        world.router.flush()
+    overfill(world, peer)
     with ThreadPoolExecutor(1) as pool:
         handing_over = pool.submit(world.router.hand_over, lambda *_: None, [b"", b"farewell"])
         last: list[bytes] = []
