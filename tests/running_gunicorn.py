@@ -13,6 +13,7 @@ import subprocess
 import tempfile
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -91,6 +92,17 @@ class RunningGunicorn:
     def served_by(self) -> list[int]:
         """Process id of the worker that answered, for each answered request."""
         return [int(line.strip("<>")) for line in self._access.read_text().split()]
+
+    def ask_every_worker(self, method: str, path: str, body: Any = None) -> None:
+        """The same request until each worker has answered it: one that still loads the app leaves it to the others."""
+
+        def all_have() -> bool:
+            with ThreadPoolExecutor(4 * self._count) as pool:
+                statuses = pool.map(lambda _: self.ask(method, path, body)[0], range(4 * self._count))
+                assert set(statuses) == {200}
+            return set(self.served_by()) >= set(self.workers())
+
+        until(all_have, "every worker's turn")
 
     def ask(
         self, method: str, path: str, body: Any = None, to: http.client.HTTPConnection | None = None
