@@ -102,7 +102,7 @@ def test_connections_that_ask_nothing_take_no_thread(web: RunningGunicorn) -> No
 
 def test_clients_that_do_not_close_hold_nobody_up(web: RunningGunicorn) -> None:
     with ExitStack() as clients:
-        staying = [connected(web, clients, LIVEZ) for _ in range(3 * THREADS)]
+        staying = [connected(web, clients, LIVEZ) for _ in range(THREADS)]
         for client in staying:
             assert client.recv(12) == b"HTTP/1.1 200"
         assert_serves(web)
@@ -115,7 +115,7 @@ def test_who_stops_in_the_middle_of_a_request_is_given_up(
     web: RunningGunicorn, says: bytes, answered: bytes
 ) -> None:
     with ExitStack() as clients:
-        silent = [connected(web, clients, says) for _ in range(2 * THREADS)]
+        silent = [connected(web, clients, says) for _ in range(THREADS)]
         assert_serves(web)
         for client in silent:
             got = answer(client)
@@ -134,7 +134,7 @@ def test_under_tls_too(tls: RunningGunicorn, says: bytes) -> None:
         def shake_hands() -> socket.socket:
             return clients.enter_context(context.wrap_socket(connected(tls, clients)))
 
-        for _ in range(2 * THREADS):
+        for _ in range(THREADS):
             if says == HALF_A_BODY:
                 shake_hands().sendall(says)
             else:

@@ -17,7 +17,7 @@ def http(client: Client) -> FlaskClient:
     return create_app(client, Settings(timeout_s=5, max_body_bytes=64 << 10)).test_client()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def down() -> Iterator[FlaskClient]:
     """The app where no daemon runs."""
     with Client("ipc:///nonexistent/gpu-server.sock", timeout_s=5) as made:

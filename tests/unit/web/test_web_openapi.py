@@ -69,9 +69,21 @@ def server() -> Iterator[FakeServer]:
         yield running
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
+def client(server: FakeServer) -> Iterator[Client]:
+    with Client(server.endpoint, timeout_s=10) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
 def http(client: Client) -> FlaskClient:
     return create_app(client, Settings(timeout_s=5)).test_client()
+
+
+@pytest.fixture(scope="module")
+def strict(client: Client) -> FlaskClient:
+    """The app, taking little."""
+    return create_app(client, Settings(max_body_bytes=2000)).test_client()
 
 
 def test_the_document_is_served_at_both_places(http: FlaskClient) -> None:
@@ -188,10 +200,9 @@ def shape(value: Any) -> Any:
         ({"data": b" " * 3000, "content_type": JSON}, 413),
     ],
 )
-def test_errors_are_documented(client: Client, route: Route, sent: dict[str, Any], status: int) -> None:
-    http = create_app(client, Settings(max_body_bytes=2000)).test_client()
+def test_errors_are_documented(strict: FlaskClient, route: Route, sent: dict[str, Any], status: int) -> None:
     about = DESCRIBED[name_of(route.handler)]
-    answer = http.post(path_of(route, about), **sent)
+    answer = strict.post(path_of(route, about), **sent)
     kserve_takes_any_type = status == 415 and route.dialect == "kserve"
     assert answer.status_code == (400 if kserve_takes_any_type else status), answer.text
     check_error(route, answer)
