@@ -57,6 +57,8 @@ def test_without_a_daemon_the_numbers_say_so(down: FlaskClient) -> None:
     assert down.get("/dashboard/data").status_code == 503
 
 
-def test_a_loading_daemon_has_numbers_too(http: FlaskClient, server: FakeServer) -> None:
-    server.state = "loading"
+def test_a_loading_daemon_has_numbers_too(
+    http: FlaskClient, server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "state", "loading")
     assert http.get("/dashboard/data").get_json()["state"] == "loading"

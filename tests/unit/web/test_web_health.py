@@ -18,8 +18,10 @@ def test_alive_and_ready(http: FlaskClient) -> None:
     assert (ready.status_code, ready.get_json()["state"]) == (200, "ready")
 
 
-def test_not_ready_while_loading(http: FlaskClient, server: FakeServer) -> None:
-    server.state = "loading"
+def test_not_ready_while_loading(
+    http: FlaskClient, server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "state", "loading")
     answer = http.get("/readyz")
     assert (answer.status_code, answer.get_json()["state"]) == (503, "loading")
     assert {"phase", "progress"} <= answer.get_json().keys()

@@ -70,12 +70,6 @@ def server() -> Iterator[FakeServer]:
 
 
 @pytest.fixture(scope="module")
-def client(server: FakeServer) -> Iterator[Client]:
-    with Client(server.endpoint, timeout_s=10) as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
 def http(client: Client) -> FlaskClient:
     return create_app(client, Settings(timeout_s=5)).test_client()
 

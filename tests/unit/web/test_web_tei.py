@@ -301,8 +301,10 @@ def test_without_an_embedding_model_it_is_424() -> None:
     assert (answer.status_code, answer.get_json()["error_type"]) == (424, "Backend")
 
 
-def test_while_models_load_it_is_503(http: FlaskClient, server: FakeServer) -> None:
-    server.state = "loading"
+def test_while_models_load_it_is_503(
+    http: FlaskClient, server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "state", "loading")
     answer = http.post("/embed", json={"inputs": "a"})
     assert (answer.status_code, answer.get_json()["error_type"]) == (503, "Unhealthy")
     assert int(answer.headers["Retry-After"]) >= 1
@@ -319,10 +321,10 @@ def test_info(http: FlaskClient) -> None:
 
 
 @pytest.mark.parametrize("path", ["/health", "/", "/ping"])
-def test_health(http: FlaskClient, server: FakeServer, path: str) -> None:
+def test_health(http: FlaskClient, server: FakeServer, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
     healthy = http.get(path)
     assert (healthy.status_code, healthy.data, healthy.is_json) == (200, b"", False)
-    server.state = "draining"
+    monkeypatch.setattr(server, "state", "draining")
     sick = http.get(path)
     assert (sick.status_code, sick.get_json()["error_type"]) == (503, "Unhealthy")
     assert "draining" in sick.get_json()["error"]
