@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from chaos_callers import Callers
-from chaos_clock import Metronome
+from metronome import Metronome
 from chaos_faults import Faults
 from chaos_requests import Judge
 from chaos_world import Keeper, all_gone, gunicorn, open_files, resident_bytes

@@ -67,6 +67,7 @@ def test_a_silent_daemon_is_a_504_before_gunicorn_would_kill_the_worker(
     """Pass mark: 504 a second before Gunicorn's time-out (4 s, and 30 s in `test_long_marks.py`), and the worker lives."""
     options = (*CLASSES[worker_class], "--timeout", "4")
     with RunningGunicorn(silent, *options, GPU_SERVER_WEB_TIMEOUT_S="2") as web:
+        assert web.ask("GET", "/livez")[0] == 200
         workers = web.workers()
         begun = time.monotonic()
         status, body = web.ask("POST", "/embed", {"inputs": "a"})

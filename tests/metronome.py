@@ -8,13 +8,15 @@ from collections.abc import Iterator
 
 BEAT_S = 0.02
 STALL_S = 0.05
-"""A beat that is later than this is a stall: no core was free, or another thread kept the interpreter."""
+"""A beat that is later than this is a stall, unless told otherwise: no core was free, or another thread kept the
+interpreter."""
 
 
 class Metronome:
     """A thread that wakes at a steady beat and keeps the times in which it could not. Use as a context manager."""
 
-    def __init__(self) -> None:
+    def __init__(self, stall_s: float = STALL_S) -> None:
+        self._stall_s = stall_s
         self._stalls: list[tuple[float, float]] = []
         self._due = time.monotonic()
         self._stop = threading.Event()
@@ -32,6 +34,11 @@ class Metronome:
         """Seconds of stalls between two moments of the monotonic clock, one that still lasts included."""
         return sum(max(0.0, min(end, until) - max(begin, since)) for begin, end in self._seen(until))
 
+    def ran_s(self, since: float) -> float:
+        """Seconds from then to now in which this process could run."""
+        now = time.monotonic()
+        return now - since - self.stalled_s(since, now)
+
     @property
     def longest_s(self) -> float:
         """The longest stall so far."""
@@ -46,5 +53,5 @@ class Metronome:
             self._due = time.monotonic() + BEAT_S
             time.sleep(BEAT_S)
             woken = time.monotonic()
-            if woken - self._due > STALL_S:
+            if woken - self._due > self._stall_s:
                 self._stalls.append((self._due, woken))
