@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 from chaos_callers import Callers
-from metronome import Metronome
 from chaos_faults import Faults
 from chaos_requests import Judge
 from chaos_world import Keeper, all_gone, gunicorn, open_files, resident_bytes
+from metronome import Metronome
 from running_daemon import children, until
 
 SEED = int(os.environ.get("CHAOS_SEED", "1"))
