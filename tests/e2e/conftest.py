@@ -81,6 +81,7 @@ def linear() -> Iterator[RunningDaemon]:
 def web(minilm: RunningDaemon) -> Iterator[RunningGunicorn]:
     """Four workers with threads, as this project sets Gunicorn up."""
     with RunningGunicorn(minilm.endpoint, workers=4) as running:
+        running.ask_every_worker("GET", "/livez")
         yield running
 
 
@@ -88,6 +89,7 @@ def web(minilm: RunningDaemon) -> Iterator[RunningGunicorn]:
 def sync_web(minilm: RunningDaemon) -> Iterator[RunningGunicorn]:
     """Four workers that each handle one request at a time."""
     with RunningGunicorn(minilm.endpoint, *CLASSES["sync"], workers=4) as running:
+        running.ask_every_worker("GET", "/livez")
         yield running
 
 

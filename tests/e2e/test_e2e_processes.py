@@ -60,7 +60,6 @@ def load(web: RunningGunicorn, requests: int) -> None:
 
 def test_requests_of_different_workers_share_batches(sync_web: RunningGunicorn) -> None:
     """A sync worker has one request at a time, of one item here: two items in a batch came from two workers."""
-    sync_web.ask_every_worker("GET", "/livez")
     before = batch_items(sync_web)
     load(sync_web, 160)
     after = batch_items(sync_web)

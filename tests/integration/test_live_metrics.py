@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import socket
 import subprocess
 import urllib.request
 from collections.abc import Iterator
 
 import pytest
+from free_port import free_port
 from prometheus_client.parser import text_string_to_metric_families
 from running_daemon import ROOT, RunningDaemon, StartDaemon, until
 from running_gunicorn import RunningGunicorn
@@ -28,9 +28,7 @@ EXPRESSION = re.compile(r"(gpu_server_\w+)(?:\{([^}]*)\})?")
 @pytest.fixture
 def port() -> int:
     """A port that nobody has."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        number: int = free.getsockname()[1]
-        return number
+    return free_port()
 
 
 @pytest.fixture

@@ -215,20 +215,26 @@ def test_an_interactive_request_does_not_wait_for_bulk(
     client: Client, pool: ThreadPoolExecutor, gate: Path
 ) -> None:
     held = hold(pool, client, gate)
-    order: list[str] = []
+    order: list[int] = []
 
-    def send(name: str, items: int, priority: int) -> None:
-        assert ask(client, *range(items), priority=priority).outputs["y"].items == items
-        order.append(name)
+    async def send() -> None:
+        async with AsyncClient(client.endpoint, timeout_s=30) as mine:
 
-    bulk = [pool.submit(send, "bulk", 640, 2) for _ in range(10)]
-    waiting(client, 11)
-    quick = pool.submit(send, "interactive", 1, 0)
-    waiting(client, 12)
-    gate.touch()
-    for future in (held, quick, *bulk):
-        future.result()
-    assert order.index("interactive") == 0
+            async def ask_for(items: int, priority: int) -> None:
+                answer = await mine.infer("Numbers", x=list(range(items)), priority=priority)
+                order.append(len(answer["y"].tolist()))
+
+            async with asyncio.TaskGroup() as asking:
+                for _ in range(10):
+                    asking.create_task(ask_for(640, 2))
+                await asyncio.to_thread(waiting, client, 11)
+                asking.create_task(ask_for(1, 0))
+                await asyncio.to_thread(waiting, client, 12)
+                gate.touch()
+
+    asyncio.run(send())
+    assert held.result()
+    assert order == [1] + [640] * 10
 
 
 def test_one_client_in_parent_and_forked_children(client: Client) -> None:

@@ -8,6 +8,7 @@ import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -34,14 +35,14 @@ class SocketUnit:
         self._listener.listen(64)
         self.daemons: list[subprocess.Popen[bytes]] = []
 
-    def start(self, *options: str) -> subprocess.Popen[bytes]:
+    def start(self, *options: str, model: str = "Numbers", **env: str) -> subprocess.Popen[bytes]:
         """A daemon on the socket."""
-        command = [PYTHON, "-m", "gpu_server", "start", "served_models:Numbers", *options]
+        command = [PYTHON, "-m", "gpu_server", "start", f"served_models:{model}", *options]
         self.daemons.append(
             subprocess.Popen(
                 ["sh", "-c", START, "sh", *command],
                 cwd=MODELS,
-                env=clean_environment(),
+                env=clean_environment(**env),
                 stdin=self._listener.fileno(),
                 stderr=subprocess.DEVNULL,
             )
@@ -87,17 +88,16 @@ def test_requests_that_come_before_the_daemon_wait_for_its_first_load(unit: Sock
     assert sorted(answers) == [[1], [3], [5], [7]]
 
 
-def test_it_refuses_them_where_it_is_told_to(unit: SocketUnit) -> None:
-    unit.start("--while-loading", "refuse")
+def test_it_refuses_them_where_it_is_told_to(unit: SocketUnit, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    unit.start("--while-loading", "refuse", model="Gated", LOAD_GATE=str(gate), WARM_GATE=str(gate))
     with Client(unit.endpoint, timeout_s=30) as client:
-        until(lambda: client.status().state in ("loading", "ready"), "the daemon")
-        seen: list[RemoteError] = []
-        while client.status().state == "loading":
-            try:
+        for _ in range(3):
+            with pytest.raises(ModelLoading):
                 ask(client, 1)
-            except RemoteError as error:
-                seen.append(error)
-    assert {type(error) for error in seen} == {ModelLoading}
+        gate.touch()
+        until(lambda: client.status().state == "ready", "the daemon")
+        assert ask(client, 1) == [3]
 
 
 def test_restarts_under_load_refuse_nobody(unit: SocketUnit) -> None:

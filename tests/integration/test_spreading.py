@@ -6,7 +6,6 @@ import http.client
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from free_port import free_port
 
 from gpu_server.autoscale.loop import BETWEEN_SIGNALS_S
 
@@ -40,8 +40,7 @@ class Web(NamedTuple):
 @pytest.fixture
 def web(tmp_path: Path) -> Iterator[Web]:
     (tmp_path / "pids.py").write_text(APP)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = int(free.getsockname()[1])
+    port = free_port()
     command = [sys.executable, "-m", "gunicorn", "-c", "python:web.serving", "--chdir", str(tmp_path)]
     command += ["-b", f"127.0.0.1:{port}", "-w", str(WORKERS), "pids:app"]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)

@@ -9,6 +9,7 @@ import time
 from base64 import b64decode
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,7 @@ def test_answers_reach_their_callers(daemon: FakeServer, worker_class: str, prel
         RunningGunicorn(daemon.endpoint, *CLASSES[worker_class], *preload) as web,
         ThreadPoolExecutor(8) as pool,
     ):
+        web.ask_every_worker("POST", "/embed", {"inputs": "hi"})
         for seen in pool.map(echo_many, [web] * 8, range(8)):
             assert [(s, o) for s, o, _ in seen] == [(200, expected) for *_, expected in seen]
         status, rows = web.ask("POST", "/embed", {"inputs": "hi", "normalize": False})
@@ -179,6 +181,15 @@ def test_an_app_that_imports_a_framework_does_not_boot(
     assert "GPU_SERVER_WEB_TORCH_GUARD=off" in "".join(web.log)
 
 
+def affinities(pid: int) -> set[frozenset[int]]:
+    """The cores of each of a process's threads, those that end meanwhile left out."""
+    seen = set()
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with suppress(ProcessLookupError):
+            seen.add(frozenset(os.sched_getaffinity(int(task.name))))
+    return seen
+
+
 def test_a_worker_and_its_threads_stay_on_one_core_where_asked(daemon: FakeServer) -> None:
     with RunningGunicorn(daemon.endpoint, GPU_SERVER_WEB_CPU_AFFINITY="auto") as web:
         assert web.ask("POST", "/embed", {"inputs": "hi"})[0] == 200
@@ -189,8 +200,7 @@ def test_a_worker_and_its_threads_stay_on_one_core_where_asked(daemon: FakeServe
         assert all(len(core) == 1 for core in cores)
         assert len(set().union(*cores)) == min(2, len(allowed))
         for pid, core in zip(web.workers(), cores, strict=True):
-            tasks = [int(task.name) for task in Path(f"/proc/{pid}/task").iterdir()]
-            assert {frozenset(os.sched_getaffinity(task)) for task in tasks} == {frozenset(core)}
+            assert affinities(pid) == {frozenset(core)}
 
 
 def test_connections_end_up_with_all_workers_alike(daemon: FakeServer) -> None:
