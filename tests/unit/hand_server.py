@@ -6,7 +6,10 @@ from concurrent.futures import Future
 from typing import Any
 
 import zmq
+from running_daemon import until
 
+from gpu_server.aio import AsyncClient
+from gpu_server.client import Client
 from gpu_server.connection import Connection, Reply
 from gpu_server.wire import RequestHeader, encode_reply
 from gpu_server.wire.header import ReplyHeader, unpack_request
@@ -37,6 +40,21 @@ class HandServer:
 
     def answer(self, peer: bytes, request_id: bytes) -> None:
         self.socket.send_multipart([peer, *encode_reply(ReplyHeader(v=1, id=request_id))])
+
+
+def connect(client: Client | AsyncClient) -> Connection:
+    """A client's connection, once it is up: until then a call would end as one that was never sent."""
+    connection = client._calls.connections.get()
+    until(lambda: connection._up, "the connection", 10)
+    return connection
+
+
+def greet(connection: Connection, server: HandServer) -> None:
+    """Ask and answer one request: from then on each is sent by the turn in which it is noticed, however late that is."""
+    future = ask(connection, 60)
+    peer, header = server.receive()
+    server.answer(peer, header.id)
+    future.result(10)
 
 
 def ask(connection: Connection, timeout_s: float = 10.0, op: str = "infer", **header: Any) -> Future[Reply]:

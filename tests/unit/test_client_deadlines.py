@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 
 import pytest
+from hand_server import connect
+from metronome import Metronome
 from running_daemon import until
 
 from gpu_server.aio import AsyncClient
@@ -22,16 +24,16 @@ def test_a_slow_answer_ends_at_the_deadline() -> None:
     release = threading.Event()
 
     def wait(inputs: dict[str, Tensor], params: object) -> dict[str, Tensor]:
-        release.wait(20)
+        release.wait(60)
         return inputs
 
     slow = FakeModel(ModelInfo(name="slow"), wait)  # type: ignore[arg-type]
-    with FakeServer(slow) as server, Client(server.endpoint) as client:
+    with FakeServer(slow) as server, Client(server.endpoint, timeout_s=60) as client:
         client.hello()
         started = time.monotonic()
         with pytest.raises(DeadlineExceeded):
             client.infer("slow", x=[1], timeout_s=0.2)
-        assert 0.2 <= time.monotonic() - started < 2
+        assert 0.2 <= time.monotonic() - started < 10
         release.set()
         connection = client._calls.connections.get()
         until(lambda: connection.late_replies == 1, "the late reply", 10)
@@ -53,11 +55,12 @@ SILENT_CALLS: dict[str, Callable[[Client], object]] = {
 
 @pytest.mark.parametrize("name", SILENT_CALLS)
 def test_one_deadline_holds_where_the_server_is_silent(silent: str, name: str) -> None:
-    with Client(silent) as client:
+    with Client(silent, timeout_s=60) as client:
+        connect(client)
         started = time.monotonic()
         with pytest.raises(DeadlineExceeded):
             SILENT_CALLS[name](client)
-        assert 0.3 <= time.monotonic() - started < 2
+        assert 0.3 <= time.monotonic() - started < 10
 
 
 @pytest.mark.parametrize("timeout_s", [-1, -0.001, float("nan")])
@@ -89,11 +92,16 @@ def test_one_deadline_holds_over_all_requests_of_a_call() -> None:
         return model.handler(inputs, params)  # type: ignore[arg-type]
 
     fake = FakeModel(model.info, slow, model.tokenizer)  # type: ignore[arg-type]
-    with FakeServer(fake, limits=Limits(max_items=1)) as server, Client(server.endpoint) as client:
+    with (
+        FakeServer(fake, limits=Limits(max_items=1)) as server,
+        Client(server.endpoint) as client,
+        Metronome() as metronome,
+    ):
+        client.hello()
         started = time.monotonic()
         with pytest.raises(DeadlineExceeded):
             client.embed(["a"] * 50, timeout_s=0.5)
-        assert time.monotonic() - started < 2
+        assert metronome.ran_s(started) < 2
 
 
 def test_what_is_remembered_of_a_connection_is_not_taken_for_another(server: FakeServer) -> None:

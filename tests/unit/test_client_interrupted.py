@@ -49,25 +49,26 @@ def test_an_interrupt_cancels_the_request(server: FakeServer) -> None:
     def interrupted(future: Future[Any]) -> Any:
         if client._calls._hello is None:
             return future.result(10)
-        until(lambda: server.requests.get("infer"), "the request", 5)
+        until(lambda: server.requests.get("infer"), "the request", 10)
         raise KeyboardInterrupt
 
     with Client(server.endpoint, timeout_s=10) as client:
         with pytest.raises(KeyboardInterrupt):
             client.request(PARTS[0], model="slow", wait=interrupted)
-        until(lambda: server.requests.get("cancel") == 1, "the cancel", 5)
+        until(lambda: server.requests.get("cancel") == 1, "the cancel", 10)
 
 
 def test_a_cancelled_task_cancels_all_its_requests_though_its_error_is_kept(server: FakeServer) -> None:
     async def work() -> None:
         async with AsyncClient(server.endpoint, timeout_s=10) as client:
             task = asyncio.create_task(client.requests(PARTS, model="slow"))
-            await asyncio.to_thread(until, lambda: server.requests.get("infer"), "the requests", 5)
+            sent = partial(server.requests.get, "infer", 0)
+            await asyncio.to_thread(until, lambda: sent() == len(PARTS), "the requests", 10)
             task.cancel()
             with pytest.raises(asyncio.CancelledError) as kept:
                 await task
             cancelled = partial(server.requests.get, "cancel", 0)
-            await asyncio.to_thread(until, lambda: cancelled() == len(PARTS), "the cancels", 5)
+            await asyncio.to_thread(until, lambda: cancelled() == len(PARTS), "the cancels", 10)
             assert kept.value
 
     asyncio.run(work())
@@ -91,14 +92,14 @@ def test_a_failed_call_is_freed_with_its_error(server: FakeServer) -> None:
     async def work() -> None:
         async with AsyncClient(server.endpoint, timeout_s=10) as client:
             error = await failed_task(client)
-            await asyncio.to_thread(until, lambda: error() is None, "the error's end", 2)
+            await asyncio.to_thread(until, lambda: error() is None, "the error's end", 10)
 
     gc.collect()
     gc.disable()
     try:
         with Client(server.endpoint, timeout_s=10) as client:
             error = failed(client)
-            until(lambda: error() is None, "the error's end", 2)
+            until(lambda: error() is None, "the error's end", 10)
         asyncio.run(work())
     finally:
         gc.enable()

@@ -106,6 +106,7 @@ def test_of_a_daemon_that_hangs_a_call_hears_whether_it_was_sent(
 ) -> None:
     """Its process takes connections and answers nothing: of what was sent nobody knows, what was not may be repeated."""
     server = serve()
+    until(lambda: connection._up, "the connection", 10)
     sent, held = ask(connection, 0.3, "status"), ask(connection, 0.3, "infer")
     with pytest.raises(DeadlineExceeded):
         sent.result(10)

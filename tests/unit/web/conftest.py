@@ -33,5 +33,5 @@ def http(client: Client) -> FlaskClient:
 @pytest.fixture(scope="module")
 def down() -> Iterator[FlaskClient]:
     """The app where no daemon runs."""
-    with Client("ipc:///nonexistent/gpu-server.sock", timeout_s=5) as made:
-        yield create_app(made, Settings(timeout_s=5)).test_client()
+    with Client("ipc:///nonexistent/gpu-server.sock", timeout_s=60) as made:
+        yield create_app(made, Settings(timeout_s=60)).test_client()

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 from flask.testing import FlaskClient
+from running_daemon import until
 
 from gpu_server.client import Client
 from gpu_server.testing import FakeServer
-from web import create_app
+from web import backend, create_app
 from web.settings import Settings
 
 
@@ -30,10 +31,13 @@ def test_not_ready_while_loading(
 
 
 @pytest.mark.parametrize("path", ["/readyz", "/health"])
-def test_without_a_daemon_it_says_where_and_how_to_start_one(down: FlaskClient, path: str) -> None:
+def test_without_a_daemon_it_says_where_and_how_to_start_one(
+    down: FlaskClient, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    monkeypatch.setattr(backend, "ASK_TIMEOUT_S", 60.0)
     started = time.monotonic()
     answer = down.get(path)
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 10
     assert answer.status_code == 503
     assert "ipc:///nonexistent/gpu-server.sock" in answer.get_json()["error"]
     assert "gpu-server start" in answer.get_json()["error"]
@@ -63,6 +67,4 @@ def test_readiness_follows_a_daemon_that_goes_and_comes_back(tmp_path: Path) -> 
             assert http.get("/readyz").status_code == 200
         assert http.get("/readyz").status_code == 503
         with FakeServer(endpoint=endpoint):
-            give_up = time.monotonic() + 10
-            while http.get("/readyz").status_code != 200:
-                assert time.monotonic() < give_up
+            until(lambda: http.get("/readyz").status_code == 200, "ready again", 10)
