@@ -10,10 +10,14 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
+from metronome import Metronome
 from running_daemon import RunningDaemon, until
 
 from gpu_server.client import Client
 from gpu_server.errors import RemoteError
+
+RECOVERED_S = 2.0
+"""So long after a stall the callers that it gathered have been answered."""
 
 
 def open_files(pid: int) -> int:
@@ -58,15 +62,15 @@ def answers_now(client: Client) -> bool:
 class Callers:
     """Clients, each in a thread of its own, that ask a model all the time; use as a context manager, which ends them.
 
-    pause_s: how long each waits between two requests, on average. took_s: how long each answer took. errors: what came
-    instead of answers. A wrong answer fails the test.
+    pause_s: how long each waits between two requests, on average. errors: what came instead of answers. A wrong answer
+    fails the test.
     """
 
     def __init__(
         self, running: RunningDaemon, count: int = 4, model: str = "Numbers", pause_s: float = 0.0
     ) -> None:
-        self.took_s: list[float] = []
         self.errors: list[RemoteError] = []
+        self._answered: list[tuple[float, float]] = []
         self._model = model
         self._pause_s = pause_s
         self._stop = threading.Event()
@@ -74,18 +78,42 @@ class Callers:
         self._pool = ThreadPoolExecutor(count)
         self._futures: list[Future[None]] = []
 
+    @property
+    def took_s(self) -> list[float]:
+        """How long each answer took, in the order in which they came."""
+        return [came - asked for asked, came in self._answered]
+
     def more(self, count: int = 50) -> None:
         """Return once so many more answers have come."""
-        target = len(self.took_s) + count
-        until(lambda: len(self.took_s) >= target, f"{count} more answers")
+        target = len(self._answered) + count
+        until(lambda: len(self._answered) >= target, f"{count} more answers")
 
     def next(self, count: int) -> list[float]:
         """How long each of the next answers takes, at least so many."""
-        begun = len(self.took_s)
+        begun = len(self._answered)
         self.more(count)
         return self.took_s[begun:]
 
+    def next_calm(self, count: int, clock: Metronome) -> list[float]:
+        """How long answers take that are asked from now on: so many, without those that a stall may have delayed.
+
+        Fewer where the machine stalls so much that among five times as many these are not enough.
+        """
+        begun, since = len(self._answered), time.monotonic()
+
+        def asked() -> list[tuple[float, float]]:
+            return [(asked, came) for asked, came in self._answered[begun:] if asked >= since]
+
+        def calm() -> list[tuple[float, float]]:
+            return [(asked, came) for asked, came in asked() if clock.calm(asked - RECOVERED_S, came)]
+
+        until(lambda: len(calm()) >= count or len(asked()) >= 5 * count, f"{count} more answers")
+        return [came - asked for asked, came in calm()]
+
     def __enter__(self) -> Callers:
+        # All are connected from here on, whoever is answered first.
+        for client in self._clients:
+            client.hello()
         self._futures = [
             self._pool.submit(self._run, client, 1_000_000 * number)
             for number, client in enumerate(self._clients)
@@ -107,14 +135,14 @@ class Callers:
         dice = random.Random(value)
         while not self._stop.wait(dice.uniform(0, 2 * self._pause_s)):
             value += 1
-            begun = time.perf_counter()
+            asked = time.monotonic()
             try:
                 assert answers(client, value, self._model), f"a wrong answer for {value}"
             except RemoteError as error:
                 self.errors.append(error)
                 self._stop.wait(0.01)
             else:
-                self.took_s.append(time.perf_counter() - begun)
+                self._answered.append((asked, time.monotonic()))
 
 
 def _memory(pid: int, line: str) -> int:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import statistics
 import time
 from collections import Counter
 from dataclasses import dataclass, field
 from itertools import count
 
-from fault_world import rss_bytes
+from fault_world import RECOVERED_S, rss_bytes
+from metronome import Metronome
 from running_daemon import RunningDaemon
 
 from gpu_server.aio import AsyncClient
@@ -22,14 +24,19 @@ SETTLED_S = 2.0
 """After so long the queue is as long as it will be."""
 PEAK_S = 2.0
 CALLERS = 64
+STRETCH_S = 2.5
+ATTEMPTS = 5
+"""So often each is measured anew before one is taken in which the machine stalled."""
 
 
 @dataclass
 class Seen:
-    """What became of requests: how many had which outcome, and when each right answer was asked for and came."""
+    """What became of requests: how many had which outcome, when each right answer was asked for and came, and when each
+    that was late was asked for."""
 
     outcomes: Counter[str] = field(default_factory=Counter)
     right: list[tuple[float, float]] = field(default_factory=list)
+    late: list[float] = field(default_factory=list)
 
     def per_second(self, since: float, until: float) -> float:
         """Right answers a second between two moments of the monotonic clock, from batch to batch: each brings many."""
@@ -45,21 +52,40 @@ def assert_goodput_holds(running: RunningDaemon, seconds: float) -> None:
     """Ask Steady for three times what it can answer: what it answers is compared with its own best, before and after.
 
     Pass mark: goodput ≥ 95 % of that, at most 1 % of what was accepted late, the rest refused with a time to come back
-    after, memory flat.
+    after, memory flat. Goodput is that of the stretches of 2.5 s in which the machine did not stall, lateness that of
+    requests during which it did not.
     """
-    peak = asyncio.run(saturated(running.endpoint))
-    before = rss_bytes(running.pid)
-    begun = time.monotonic()
-    seen = asyncio.run(paced(running.endpoint, 3 * CAPACITY, SETTLED_S + seconds))
-    grown = rss_bytes(running.pid) - before
-    goodput = seen.per_second(begun + SETTLED_S, begun + SETTLED_S + seconds)
-    peak = (peak + asyncio.run(saturated(running.endpoint))) / 2
+    with Metronome(every_core=True) as clock:
+        peak = best(running.endpoint, clock)
+        for _ in range(ATTEMPTS):
+            before = rss_bytes(running.pid)
+            begun = time.monotonic() + SETTLED_S
+            seen = asyncio.run(paced(running.endpoint, 3 * CAPACITY, SETTLED_S + seconds))
+            grown = rss_bytes(running.pid) - before
+            stretches = [begun + STRETCH_S * number for number in range(int(seconds / STRETCH_S))]
+            calm = [at for at in stretches if clock.calm(at - RECOVERED_S, at + STRETCH_S)]
+            if 2 * len(calm) >= len(stretches):
+                break
+        peak = (peak + best(running.endpoint, clock)) / 2
+    goodput = statistics.mean(seen.per_second(at, at + STRETCH_S) for at in calm or stretches)
+    right = sum(clock.calm(asked - RECOVERED_S, asked + DEADLINE_S) for asked, _ in seen.right)
+    late = sum(clock.calm(asked - RECOVERED_S, asked + DEADLINE_S) for asked in seen.late)
     assert peak > CAPACITY / 2
     assert goodput >= 0.95 * peak, (goodput, peak)
     assert set(seen.outcomes) <= {"right", "refused", "late"}
     assert seen.outcomes["refused"] > CAPACITY * seconds
-    assert seen.outcomes["late"] <= 0.01 * (seen.outcomes["right"] + seen.outcomes["late"])
+    assert late <= 0.01 * (right + late)
     assert grown < 8 << 20
+
+
+def best(endpoint: str, clock: Metronome) -> float:
+    """Right answers a second while it is asked again with every answer, and the machine does not stall."""
+    for _ in range(ATTEMPTS):
+        begun = time.monotonic()
+        peak = asyncio.run(saturated(endpoint))
+        if clock.calm(begun, time.monotonic()):
+            break
+    return peak
 
 
 async def saturated(endpoint: str) -> float:
@@ -99,6 +125,7 @@ async def _ask(client: AsyncClient, value: int, deadline_s: float, seen: Seen) -
         seen.outcomes["refused" if error.retry_after_s else "refused for ever"] += 1
     except DeadlineExceeded:
         seen.outcomes["late"] += 1
+        seen.late.append(asked)
     else:
         right = answer["y"].tolist() == [2 * value + 1]  # type: ignore[union-attr]
         seen.outcomes["right" if right else "wrong"] += 1

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import zmq
 from fault_world import Callers, answers, answers_now, open_files, p99_s, rss_bytes
+from metronome import Metronome
 from running_daemon import RunningDaemon, StartDaemon, until
 from web_storm import assert_hang_ups_are_not_noticed
 
@@ -26,7 +27,9 @@ pytestmark = pytest.mark.slow
 
 MAX_PEER_BYTES = 4_000_000
 HANDSHAKE_S = 3.0
-ROUNDS = 2
+TURNS = 6
+ATTEMPTS = 5
+"""So often connections are opened before it is given up that all of them are open at once: a stall lets the first expire."""
 GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x00NULL"
 FORESEEN = 0x6B8B4567
 """The first number of rand(3) where nobody has seeded it."""
@@ -54,9 +57,26 @@ def running() -> Iterator[RunningDaemon]:
             str(MAX_PEER_BYTES),
         )
         try:
-            yield made.wait_ready()
+            made.wait_ready()
+            assert answers(made.client, 0)
+            yield made
         finally:
             made.kill()
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays(running: RunningDaemon) -> Iterator[None]:
+    """Each test begins when those of the one before it are gone."""
+    before = open_files(running.pid)
+    yield
+    until(lambda: open_files(running.pid) <= before, "nothing of it stays", 20)
+
+
+@pytest.fixture
+def clock() -> Iterator[Metronome]:
+    """Notices stalls of any core."""
+    with Metronome(0.02, every_core=True) as made:
+        yield made
 
 
 @pytest.fixture
@@ -74,6 +94,14 @@ def named(context: zmq.Context[Peer], identity: bytes, running: RunningDaemon) -
     """A peer that chose its identity; others leave it to the daemon, which draws a random one."""
     peer = context.socket(zmq.DEALER)
     peer.linger, peer.routing_id = 0, identity
+    peer.connect(running.endpoint)
+    return peer
+
+
+def deaf(context: zmq.Context[Peer], running: RunningDaemon) -> Peer:
+    """A peer whose libzmq reads nothing for it either."""
+    peer = context.socket(zmq.DEALER)
+    peer.linger, peer.rcvhwm = 0, 1
     peer.connect(running.endpoint)
     return peer
 
@@ -103,6 +131,12 @@ def connect(endpoint: str) -> socket.socket:
     return raw
 
 
+def dropped(running: RunningDaemon) -> int:
+    """How many messages were not readable, and how many peers were cut off."""
+    counters = running.client.status().counters
+    return counters["dropped_unreadable"] + counters["dropped_peer_slow"]
+
+
 @contextmanager
 def half_open(endpoint: str, count: int) -> Iterator[None]:
     """Connections that begin the handshake and never end it; some may have been ended by the daemon."""
@@ -119,7 +153,7 @@ def half_open(endpoint: str, count: int) -> Iterator[None]:
 
 
 def test_a_client_that_reads_nothing_delays_nobody_and_is_cut_off_alone(
-    running: RunningDaemon, context: zmq.Context[Peer]
+    running: RunningDaemon, context: zmq.Context[Peer], clock: Metronome
 ) -> None:
     """Pass mark: p99 of 50 others unchanged within 10 %, memory grows by less than what a peer may leave unread.
 
@@ -129,15 +163,17 @@ def test_a_client_that_reads_nothing_delays_nobody_and_is_cut_off_alone(
     usual_s: list[float] = []
     beside_s: list[float] = []
     # So few that a batch takes all who wait: what each waits for is the rest of one batch, and its own.
-    with Callers(running, 50, "Steady", pause_s=1.5) as others:
-        for _ in range(ROUNDS):
-            usual_s += others.next(100)
-            with running.raw_socket(context) as stalled:
-                for _ in range(400):
-                    stalled.send_multipart(request("metrics"))
+    with Callers(running, 50, "Steady", pause_s=1.0) as others:
+        for _ in range(TURNS):
+            usual_s += others.next_calm(35, clock)
+            with deaf(context, running) as stalled:
+                before = dropped(running)
+                for _ in range(1000):
+                    stalled.send_multipart(request("status"))
+                stalled.send_multipart([b"no request, and the last"])
                 # What it costs to make so many replies is not the matter here.
-                others.more(20)
-                beside_s += others.next(100)
+                until(lambda: dropped(running) > before, "they are made")  # noqa: B023 - called now
+                beside_s += others.next_calm(35, clock)
     assert others.errors == []
     assert p99_s(beside_s) < 1.1 * p99_s(usual_s)
     with running.raw_socket(context) as stalled, Callers(running) as others:
@@ -161,23 +197,38 @@ def test_a_client_that_reads_nothing_delays_nobody_and_is_cut_off_alone(
     assert running.log.count("client does not read its replies") >= 1
 
 
-def test_two_thousand_half_open_connections_are_closed_in_time(running: RunningDaemon) -> None:
+def all_open_at(running: RunningDaemon, wanted: int, since: float) -> float | None:
+    """When so many descriptors were open; None if they were not before the first of them may be closed again."""
+    while time.monotonic() - since < HANDSHAKE_S:
+        if open_files(running.pid) >= wanted:
+            return time.monotonic()
+        time.sleep(0.02)
+    return None
+
+
+def test_two_thousand_half_open_connections_are_closed_in_time(
+    running: RunningDaemon, clock: Metronome
+) -> None:
     """Pass mark: the others are served meanwhile, and all are gone when the time for a handshake (3 s) is over.
 
-    That time begins when the last of them is taken; half a second is for a machine with other work.
+    That time begins when the last of them is taken; half a second is for a machine with other work, and a stall of the
+    machine does not count.
     """
-    count = 2000
+    count, opened = 2000, None
     with Callers(running) as others:
         before = open_files(running.pid)
-        begun = time.monotonic()
-        with half_open(running.endpoint, count):
-            until(lambda: open_files(running.pid) >= before + count, "they are open", HANDSHAKE_S)
-            opened = time.monotonic()
-            others.more()
-            until(lambda: open_files(running.pid) <= before + 1, "all are closed", 30)
-            closed = time.monotonic()
+        for _ in range(ATTEMPTS):
+            begun = time.monotonic()
+            with half_open(running.endpoint, count):
+                opened = all_open_at(running, before + count, begun)
+                others.more()
+                until(lambda: open_files(running.pid) <= before + 1, "all are closed", 30)
+                closed = time.monotonic()
+            if opened:
+                break
+    assert opened
     assert closed - begun > HANDSHAKE_S
-    assert closed - opened < HANDSHAKE_S + 0.5
+    assert closed - opened - clock.stalled_s(opened, closed) < HANDSHAKE_S + 0.5
     assert others.errors == []
 
 
@@ -238,7 +289,9 @@ def test_no_client_foresees_the_identity_that_is_given_next(
     assert fresh.process.poll() is None
 
 
-def test_who_comes_after_a_killed_client_is_served_within_a_second(running: RunningDaemon) -> None:
+def test_who_comes_after_a_killed_client_is_served_within_a_second(
+    running: RunningDaemon, clock: Metronome
+) -> None:
     """Pass mark: who connects when a client has been killed among its requests is served within 1 s."""
     script = (
         "import sys, zmq\n"
@@ -260,9 +313,9 @@ def test_who_comes_after_a_killed_client_is_served_within_a_second(running: Runn
         finally:
             killed.kill()
     begun = time.monotonic()
-    with Client(running.endpoint) as successor:
+    with Client(running.endpoint, timeout_s=30) as successor:
         assert answers(successor, 1)
-    assert time.monotonic() - begun < 1
+        assert clock.ran_s(begun) < 1
 
 
 def test_a_storm_of_hang_ups_in_the_web_tier_is_not_noticed(running: RunningDaemon) -> None:
@@ -285,14 +338,18 @@ def test_more_connections_than_descriptors_refuse_newcomers_only(daemon: StartDa
     running = daemon("served_models:Numbers", descriptors=limit).wait_ready()
     with Callers(running) as others:
         before = open_files(running.pid)
-        with half_open(running.endpoint, count):
-            others.more()
-            assert running.client.status().counters["dropped_peer_refused"] > 0
-            assert open_files(running.pid) < limit
-            # Whoever does not end its handshake makes room by itself.
-            until(lambda: open_files(running.pid) <= before + 1, "all are gone", HANDSHAKE_S + 5)
-            with Client(running.endpoint, timeout_s=10) as late:
-                until(lambda: answers_now(late), "newcomers are served", 10)
+        for _ in range(ATTEMPTS):
+            with half_open(running.endpoint, count):
+                others.more()
+                refused = running.client.status().counters["dropped_peer_refused"]
+                assert open_files(running.pid) < limit
+                # Whoever does not end its handshake makes room by itself.
+                until(lambda: open_files(running.pid) <= before + 1, "all are gone", HANDSHAKE_S + 5)
+                with Client(running.endpoint, timeout_s=10) as late:
+                    until(lambda: answers_now(late), "newcomers are served", 10)
+            if refused:
+                break
+    assert refused > 0
     assert others.errors == []
     assert "too many connections" in running.log
     running.terminate()

@@ -6,6 +6,7 @@ import os
 import resource
 import select
 import signal
+import statistics
 import tempfile
 import time
 from collections import Counter
@@ -20,6 +21,7 @@ import zmq
 from daemon_log import lines
 from fault_world import Callers, virtual_bytes
 from hostile_world import drain
+from metronome import Metronome
 from overload_world import assert_goodput_holds
 from running_daemon import ROOT, RunningDaemon, until
 
@@ -70,32 +72,39 @@ def test_a_refusal_takes_less_than_five_milliseconds(running: RunningDaemon, tmp
     """Pass mark: refused in < 5 ms with a time to come back after. Nine senders fill the queue, for one alone may not.
 
     Half of the refusals take less than that; of all but one in a hundred the same is asked beyond what a `hello` takes
-    that is asked in turn with them, because this machine has other work too.
+    that is asked in turn with them, because this machine has other work too. A pair during which it stalls does not count.
     """
     gate, values = tmp_path / "gate", np.zeros((7, 65536), np.float32)
     header = RequestHeader(v=1, id=b"1", op="infer", model="Wide", params={"gate": str(gate)})
     filling = [bytes(frame) for frame in encode_request(header, {"x": Tensor.from_numpy(values)})]
     asked = [bytes(frame) for frame in encode_request(header, {"x": Tensor.from_numpy(values[:2])})]
     hello = [bytes(frame) for frame in encode_request(RequestHeader(v=1, id=b"2", op="hello"))]
-    refusals_s, hellos_s = [], []
+    refusals_s: list[float] = []
+    hellos_s: list[float] = []
     with ExitStack() as stack:
+        clock = stack.enter_context(Metronome(0.01, every_core=True))
         context = stack.enter_context(zmq.Context())
         peer, *senders = [stack.enter_context(running.raw_socket(context)) for _ in range(10)]
         for sender in senders:
             sender.send_multipart(filling)
         until(lambda: running.client.status().queue.requests >= 9, "the queue is full", 10)
-        for _ in range(300):
-            hellos_s.append(round_trip(peer, hello)[1])
+        for _ in range(600):
+            begun = time.monotonic()
+            _, hello_s = round_trip(peer, hello)
             reply, took_s = round_trip(peer, asked)
-            refusals_s.append(took_s)
             assert reply.error
             assert (reply.error.code, int(reply.error.details["retry_after_ms"]) > 0) == ("overloaded", True)  # type: ignore[arg-type]
+            if clock.calm(begun, time.monotonic()):
+                hellos_s.append(hello_s)
+                refusals_s.append(took_s)
+            if len(refusals_s) == 300:
+                break
         gate.touch()
         for sender in senders:
             assert sender.poll(30_000)
             assert np.array_equal(decode_reply(sender.recv_multipart())[1]["output"].to_numpy(), np.zeros(7))
-    assert sorted(refusals_s)[150] < 0.005
-    assert sorted(refusals_s)[296] < 0.005 + sorted(hellos_s)[296]
+    assert statistics.median(refusals_s) < 0.005
+    assert sorted(refusals_s)[-4] < 0.005 + sorted(hellos_s)[-4]
 
 
 def test_a_sender_that_fills_the_queue_shuts_nobody_out(running: RunningDaemon, tmp_path: Path) -> None:
@@ -174,16 +183,19 @@ def test_a_clock_that_is_set_expires_nothing_and_keeps_nothing(
         result: list[int] = answer["y"].tolist()  # type: ignore[union-attr]
         return result
 
-    with ThreadPoolExecutor(5) as pool:
+    with Metronome(0.02, every_core=True) as clock, ThreadPoolExecutor(5) as pool:
         waiting = [pool.submit(held, value, 25.0) for value in range(5)]
         until(lambda: running.client.status().queue.requests == 5, "all wait", 10)
         for hours in (1, -1, 0):
-            (folder / "offset").write_text(str(3600 * hours))
+            # At once, for the daemon reads it all the time.
+            (folder / "new").write_text(str(3600 * hours))
+            (folder / "new").replace(folder / "offset")
             begun = time.monotonic()
             with pytest.raises(DeadlineExceeded):
                 held(9, 0.3)
-            assert 0.25 < time.monotonic() - begun < 3
-            assert running.client.status().queue.requests == 5
+            assert time.monotonic() - begun > 0.25
+            assert clock.ran_s(begun) < 3
+            until(lambda: running.client.status().queue.requests == 5, "it is gone, and only it", 5)
         gate.touch()
         assert [future.result(20) for future in waiting] == [[2 * value + 1] for value in range(5)]
     assert all((folder / f"clock-of-{pid}").exists() for pid in (running.pid, running.engine_pid()))
@@ -204,17 +216,18 @@ def ended_at(pid: int) -> float:
 def test_an_engine_killed_under_load_is_noticed_at_once_and_loses_nothing(running: RunningDaemon) -> None:
     """Pass mark: noticed in < 100 ms, no hang, no wrong answer, no error while deadlines are longer than a load.
 
-    Killed twice, each time once it is back; `test_long_marks.py` kills for a minute. Each time counts; it begins when the
-    kernel tells this process of the end, which ends memory first.
+    Killed twice, each time once it is back; `test_long_marks.py` kills for a minute. Each time counts, less
+    stalls of the machine; it begins when the kernel tells this process of the end, which ends memory first.
     """
     seen_at = []
-    with Callers(running, 4) as load:
+    with Metronome(0.02, every_core=True) as clock, Callers(running, 4) as load:
         for _ in range(2):
             seen_at.append(ended_at(running.engine_pid()))
             load.more()
     assert load.errors == []
     lost = lines(running.log, "engine lost")
     assert len(lost) == 2
-    assert [line.at - seen for line, seen in zip(lost, seen_at, strict=True) if line.at - seen >= 0.1] == []
+    noticed_s = [clock.unix_ran_s(seen, line.at) for line, seen in zip(lost, seen_at, strict=True)]
+    assert max(noticed_s) < 0.1
     status = running.client.status()
     assert (status.state, status.engines[0].restarts) == ("ready", 2)
