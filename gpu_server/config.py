@@ -134,7 +134,11 @@ class EngineConfig:
     threads: int = setting(
         0, "CPU threads of torch; 0 means one per physical core of its share", low=0, high=4096
     )
-    graphs: bool = setting(True, "on a GPU, run text models as CUDA graphs")
+    packed: bool = setting(
+        True,
+        "run text models packed, without padding, where they give the same numbers so; off, all run padded",
+    )
+    graphs: bool = setting(True, "on a GPU, run packed text models as CUDA graphs")
     fused: bool = setting(True, "in graphs, replace the layers of BERT-like models by hand-fused ones")
     compile: bool = setting(
         True, "in graphs, compile the layers of other text models: faster, but a slow first start"

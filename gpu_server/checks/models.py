@@ -75,6 +75,7 @@ def _spec(config: Config) -> EngineSpec:
         max_batch_items=engine.max_batch_items,
         batches_in_flight=engine.batches_in_flight,
         max_batch_bytes=config.limits.max_queue_bytes,
+        packed=engine.packed,
         graphs=engine.graphs,
         compiled=engine.compile,
         fused=engine.fused,

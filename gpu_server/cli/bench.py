@@ -39,17 +39,23 @@ def forward(model: str, shape: str, as_json: bool, **flags: Any) -> None:
 
 def table(report: Any) -> str:
     """The report as text."""
+    how = ", ".join(filter(None, (report.dtype, report.runs, f"on {report.device}", f"torch {report.torch}")))
+    one, cost, rate = (
+        ("one text of 16 tokens", "tokens", "Mtok/s") if report.texts else ("one item", "cost", "items/s")
+    )
     lines = [
-        f"{report.model}: {report.dtype}, {report.runs}, on {report.device}, torch {report.torch}",
-        f"matmul ceiling {report.ceiling_tflops:.3g} TFLOP/s; load and warm-up {report.load_s:.1f} s, "
-        f"of which graphs {report.capture_s:.1f} s; device memory {report.memory_mib:.0f} MiB, "
-        f"of which graphs {report.capture_mib:.0f} MiB",
-        f"one text of 16 tokens: p50 {report.single_p50_us:.0f} us, p99 {report.single_p99_us:.0f} us",
-        f"{'tokens':>8} {'items':>6} {'us/batch':>10} {'Mtok/s':>8} {'of ceiling':>11} {'replay us':>10} {'of batch':>9}",
+        f"{report.model}: {how}",
+        f"matmul ceiling {report.ceiling_tflops:.3g} TFLOP/s in {report.ceiling_dtype}; "
+        f"load and warm-up {report.load_s:.1f} s, of which graphs {report.capture_s:.1f} s; "
+        f"device memory {report.memory_mib:.0f} MiB, of which graphs {report.capture_mib:.0f} MiB",
+        f"{one}: p50 {report.single_p50_us:.0f} us, p99 {report.single_p99_us:.0f} us",
+        f"{cost:>8} {'items':>6} {'us/batch':>10} {rate:>9} {'of ceiling':>11} {'replay us':>10} {'of batch':>9}",
     ]
     for row in report.rows:
+        speed = f"{row.tokens_per_s / 1e6:.3f}" if report.texts else f"{row.items / row.batch_us * 1e6:.0f}"
+        share = "-" if row.ceiling_share is None else f"{row.ceiling_share:.1%}"
         lines.append(
-            f"{row.tokens:8} {row.items:6} {row.batch_us:10.0f} {row.tokens_per_s / 1e6:8.3f} {row.ceiling_share:11.1%} "
+            f"{row.tokens:8} {row.items:6} {row.batch_us:10.0f} {speed:>9} {share:>11} "
             f"{row.bare_us:10.0f} {row.loop_share:9.1%}"
         )
     return "\n".join(lines)

@@ -313,6 +313,7 @@ class Daemon:
             max_batch_items=engine.max_batch_items,
             batches_in_flight=engine.batches_in_flight,
             max_batch_bytes=self._config.limits.max_queue_bytes,
+            packed=engine.packed,
             graphs=engine.graphs,
             compiled=engine.compile,
             fused=engine.fused,

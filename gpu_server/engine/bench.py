@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -14,16 +14,21 @@ import torch
 
 from gpu_server import config
 from gpu_server.engine import device as devices
-from gpu_server.engine import shapes
+from gpu_server.engine import shapes, verify
 from gpu_server.engine.loader import LoadedModel, load
 from gpu_server.engine.runner import Runner
-from gpu_server.models.text.graphs import Staged
+from gpu_server.errors import ConfigError, RemoteError, from_wire
+from gpu_server.models.text.graphs import Captured, Staged
+from gpu_server.wire import Tensors
+from gpu_server.wire.documents import InputInfo, ModelInfo
 from gpu_server.wire.events import EngineSpec, ModelSpec
-from gpu_server.wire.tensor import Tensor
+from gpu_server.wire.tensor import NUMPY_DTYPE, STRING_DTYPES
 
 BUDGETS = (1024, 2048, 4096, 8192, 16_384)
 MEDIAN_TOKENS, SIGMA, SHORTEST, LONGEST = 40, 0.8, 3, 512
 """Mixed lengths: lognormal, clipped; as in the figures of docs/performance.md."""
+ITEMS = (8, 32, 128, 512, 2048)
+"""Sizes of batches where an item's length is not ours to choose."""
 SINGLE_TOKENS = 16
 LATENCY_RUNS = 500
 REPLAYS = 20
@@ -35,6 +40,7 @@ Progress = Callable[[str, float], None]
 class Row(msgspec.Struct):
     """One batch size: tokens per second through the engine, and the part of the matmul ceiling that its sums are.
 
+    tokens: what its items cost, where they are no texts. ceiling_share: None where nobody counts a model's sums.
     bare_us: the batch's graph replayed again and again, with nothing around it; 0 without graphs. loop_share: that over
     `batch_us`.
     """
@@ -43,7 +49,7 @@ class Row(msgspec.Struct):
     items: int
     batch_us: float
     tokens_per_s: float
-    ceiling_share: float
+    ceiling_share: float | None
     bare_us: float
     loop_share: float
 
@@ -51,6 +57,7 @@ class Row(msgspec.Struct):
 class Report(msgspec.Struct):
     """What `gpu-server bench forward` found. Times in microseconds unless named otherwise.
 
+    texts: whether its items are texts. ceiling_dtype: of the products of `ceiling_tflops`; on a CPU the model's own.
     load_s: from nothing to ready to serve. capture_s, capture_mib: what capturing the graphs took of that, and of device
     memory; 0 without graphs.
     """
@@ -60,6 +67,8 @@ class Report(msgspec.Struct):
     torch: str
     dtype: str
     runs: str
+    texts: bool
+    ceiling_dtype: str
     ceiling_tflops: float
     load_s: float
     capture_s: float
@@ -71,26 +80,39 @@ class Report(msgspec.Struct):
 
 
 def run(source: str, shape: str, settings: config.EngineConfig, progress: Progress) -> Report:
-    """Load `source`, or random weights of a named shape, and time it; `progress` gets what is done now and its part."""
+    """Load `source`, or random weights of a named shape, and time it; `progress` gets what is done now and its part.
+
+    Raises ConfigError on a class of which nobody knows what it takes, RemoteError where it fails on what it declares.
+    """
     device = devices.choose(settings.device)
     devices.prepare(device, settings.threads)
-    progress("matmul ceiling", 0.0)
-    dtype = torch.float32 if device.type == "cpu" else torch.float16
-    ceiling = matmul_ceiling(device, dtype)
+    dtype, ceiling = torch.float16, 0.0
+    if device.type == "cuda":
+        progress("matmul ceiling", 0.0)
+        ceiling = matmul_ceiling(device, dtype)
     with shapes.folder(shape) as made:
         spec = _spec(str(made) if made is not None else source, settings)
         started = time.perf_counter()
         loaded = load(spec.models[0], spec, device, lambda phase, done: progress(phase, 0.1 + 0.5 * done))
         load_s = time.perf_counter() - started
-    progress("one text", 0.6)
-    single = _latencies(loaded, SINGLE_TOKENS)
+    sizes = _sizes(loaded)
+    _try(loaded)
+    if device.type == "cpu":
+        progress("matmul ceiling", 0.6)
+        dtype = _products(loaded.info)
+        ceiling = matmul_ceiling(device, dtype)
+    progress("one item", 0.6)
+    single = _latencies(loaded)
     captured = getattr(loaded.model, "captured", None)
+    captured = captured if isinstance(captured, Captured) else None
     report = Report(
         model=shape or loaded.info.source,
         device=devices.describe(device),
         torch=str(torch.__version__),
         dtype=loaded.info.dtype,
         runs=loaded.info.runs,
+        texts=loaded.info.text is not None,
+        ceiling_dtype=str(dtype).removeprefix("torch."),
         ceiling_tflops=ceiling / 1e12,
         load_s=load_s,
         capture_s=captured.seconds if captured else 0.0,
@@ -100,10 +122,9 @@ def run(source: str, shape: str, settings: config.EngineConfig, progress: Progre
         single_p99_us=sorted(single)[int(len(single) * 0.99)] * 1e6,
         rows=[],
     )
-    budgets = [b for b in BUDGETS if b <= loaded.info.max_batch_tokens]
-    for number, budget in enumerate(budgets):
-        progress(f"batches of {budget} tokens", 0.65 + 0.35 * number / len(budgets))
-        report.rows.append(_throughput(loaded, budget, settings.batches_in_flight, ceiling))
+    for number, lengths in enumerate(sizes):
+        progress(f"batches of {len(lengths)} items", 0.65 + 0.35 * number / len(sizes))
+        report.rows.append(_throughput(loaded, lengths, settings.batches_in_flight, ceiling))
     return report
 
 
@@ -127,31 +148,38 @@ def matmul_ceiling(device: torch.device, dtype: torch.dtype) -> float:
         a @ b
     _synchronize(device)
     started, count = time.perf_counter(), 0
-    while time.perf_counter() - started < SECONDS / 2:
+    while time.perf_counter() - started < SECONDS / 2 or not count:
         a @ b
         _synchronize(device)
         count += 1
     return 2 * size**3 * count / (time.perf_counter() - started)
 
 
-def _throughput(loaded: LoadedModel, budget: int, in_flight: int, ceiling: float) -> Row:
-    info = loaded.info
-    lengths = mixed_lengths(budget, info.text.max_length if info.text else LONGEST)
+def _products(info: ModelInfo) -> torch.dtype:
+    """The number type that a model multiplies in on a CPU, as far as it tells."""
+    if "bfloat16 products" in info.runs:
+        return torch.bfloat16
+    return {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(info.dtype, torch.float32)
+
+
+def _throughput(loaded: LoadedModel, lengths: list[int], in_flight: int, ceiling: float) -> Row:
+    budget = sum(lengths)
     inputs = _inputs(loaded, lengths)
     batches = _timed_batches(loaded.runner, inputs, in_flight)
     bare = _timed_replays(loaded, inputs)
+    sums = shapes.operations(loaded.model, lengths) if loaded.info.text else 0.0
     return Row(
         tokens=budget,
         items=len(lengths),
         batch_us=batches * 1e6,
         tokens_per_s=budget / batches,
-        ceiling_share=shapes.operations(loaded.model, lengths) / batches / ceiling,
+        ceiling_share=sums / batches / ceiling if sums else None,
         bare_us=bare * 1e6,
         loop_share=bare / batches,
     )
 
 
-def _timed_replays(loaded: LoadedModel, inputs: dict[str, Tensor]) -> float:
+def _timed_replays(loaded: LoadedModel, inputs: Tensors) -> float:
     """Seconds of one replay of the graph that such a batch runs in; 0 where it runs without one."""
     staged = getattr(loaded.model.collate(inputs, loaded.runner.device), "packed", None)
     if not isinstance(staged, Staged):
@@ -159,7 +187,7 @@ def _timed_replays(loaded: LoadedModel, inputs: dict[str, Tensor]) -> float:
     staged.bucket.replay()
     torch.cuda.synchronize()
     started, count = time.perf_counter(), 0
-    while time.perf_counter() - started < SECONDS / 2:
+    while time.perf_counter() - started < SECONDS / 2 or not count:
         for _ in range(REPLAYS):
             staged.bucket.replay()
         torch.cuda.synchronize()
@@ -167,7 +195,7 @@ def _timed_replays(loaded: LoadedModel, inputs: dict[str, Tensor]) -> float:
     return (time.perf_counter() - started) / count
 
 
-def _timed_batches(runner: Runner, inputs: dict[str, Tensor], in_flight: int) -> float:
+def _timed_batches(runner: Runner, inputs: Tensors, in_flight: int) -> float:
     """Seconds a batch takes with `in_flight` of them started before the first is waited for, as in service."""
     pending: deque[Any] = deque()
     for _ in range(5):
@@ -184,8 +212,8 @@ def _timed_batches(runner: Runner, inputs: dict[str, Tensor], in_flight: int) ->
     return (time.perf_counter() - started) / count
 
 
-def _latencies(loaded: LoadedModel, tokens: int) -> list[float]:
-    inputs = _inputs(loaded, [tokens])
+def _latencies(loaded: LoadedModel) -> list[float]:
+    inputs = _inputs(loaded, [_single(loaded)])
     begun = time.perf_counter()
     # An idle GPU has a low clock and takes a while to raise it.
     while time.perf_counter() - begun < SECONDS / 2:
@@ -198,11 +226,78 @@ def _latencies(loaded: LoadedModel, tokens: int) -> list[float]:
     return seconds
 
 
-def _inputs(loaded: LoadedModel, lengths: list[int]) -> dict[str, Tensor]:
-    vocabulary = loaded.info.text.vocab_size if loaded.info.text else 2
+def _try(loaded: LoadedModel) -> None:
+    """Run one item, so that a model that fails on what it is sent here says so once."""
+    try:
+        _, errors = loaded.runner.run(_inputs(loaded, [_single(loaded)]))
+        if errors:
+            raise from_wire(errors[0].code, errors[0].message)
+    except RemoteError as error:
+        sent = "its example" if _example(loaded) else "made-up inputs of its declared types and shapes"
+        advice = "" if loaded.info.text or _example(loaded) else "; give the class an example()"
+        why = loaded.runner.raised or error.message
+        raise from_wire(error.code, f"{loaded.info.source} fails on {sent}: {why}{advice}") from None
+
+
+def _example(loaded: LoadedModel) -> Mapping[str, Any] | None:
+    """One item, of a class that has one; a text model is sent texts of known lengths instead."""
+    example = loaded.model.example() if loaded.info.text is None else None
+    return example if isinstance(example, Mapping) else None
+
+
+def _fixed_cost(loaded: LoadedModel) -> int | None:
+    """What each item costs; None where its length is ours to choose. Raises ConfigError where nothing is known of items."""
+    info, example = loaded.info, _example(loaded)
+    if not info.inputs and example is None:
+        raise ConfigError(
+            f"{info.source}: bench forward does not know what to send it: give the class inputs or an example()"
+        )
+    if info.text is not None:
+        return None
+    if isinstance(info.cost, int):
+        return info.cost
+    return len(example[info.cost]) if example is not None else None
+
+
+def _single(loaded: LoadedModel) -> int:
+    cost, text = _fixed_cost(loaded), loaded.info.text
+    return cost if cost is not None else min(SINGLE_TOKENS, text.max_length if text else SINGLE_TOKENS)
+
+
+def _sizes(loaded: LoadedModel) -> list[list[int]]:
+    """The batches to time, each as what its items cost."""
+    info, cost = loaded.info, _fixed_cost(loaded)
+    if cost is None:
+        longest = info.text.max_length if info.text else LONGEST
+        return [mixed_lengths(budget, longest) for budget in BUDGETS if budget <= info.max_batch_tokens]
+    most = max(1, min(info.max_batch_items, info.max_batch_tokens // max(1, cost)))
+    return [[cost] * items for items in sorted({min(items, most) for items in ITEMS})]
+
+
+def _inputs(loaded: LoadedModel, lengths: list[int]) -> Tensors:
+    """A batch of items of these lengths: random token ids, a class's own example again and again, or what it declares."""
+    info, example = loaded.info, _example(loaded)
+    if example is not None:
+        return verify.requested(info, {name: [value] * len(lengths) for name, value in example.items()})
+    if isinstance(info.cost, int) and info.text is None:
+        lengths = [SINGLE_TOKENS] * len(lengths)
     rng = np.random.default_rng(0)
-    rows = [rng.integers(vocabulary // 10, vocabulary, n, dtype=np.int32) for n in lengths]
-    return {"input_ids": Tensor.from_rows(rows)}
+    given = {declared.name: _made_up(declared, lengths, rng) for declared in info.inputs}
+    if info.text is not None:
+        # Of the types of its tokens, 0 is the one that every model has.
+        size = info.text.vocab_size
+        given["input_ids"] = [rng.integers(size // 10, size, n, dtype=np.int32) for n in lengths]
+    return verify.requested(info, given)
+
+
+def _made_up(declared: InputInfo, lengths: list[int], rng: np.random.Generator) -> list[Any]:
+    """Legal values, one an item: random floats, and integers of 0, which may be an index into anything."""
+    if declared.dtype in STRING_DTYPES:
+        return ["text" if declared.dtype == "utf8" else b"text"] * len(lengths)
+    shapes_of = [(n, *declared.shape[1:]) if declared.shape[:1] == (-1,) else declared.shape for n in lengths]
+    if declared.dtype in ("f16", "bf16", "f32", "f64"):
+        return [rng.standard_normal(shape, dtype=np.float32) for shape in shapes_of]
+    return [np.zeros(shape, NUMPY_DTYPE[declared.dtype]) for shape in shapes_of]
 
 
 def _spec(source: str, settings: config.EngineConfig) -> EngineSpec:
@@ -214,6 +309,7 @@ def _spec(source: str, settings: config.EngineConfig) -> EngineSpec:
         max_batch_items=settings.max_batch_items,
         batches_in_flight=settings.batches_in_flight,
         max_batch_bytes=0,
+        packed=settings.packed,
         graphs=settings.graphs,
         fused=settings.fused,
         compiled=settings.compile,

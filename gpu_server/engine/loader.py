@@ -99,6 +99,7 @@ def _make(spec: ModelSpec, engine: EngineSpec) -> Model:
             dtype=spec.dtype,
             pooling=spec.pooling,
             max_length=spec.max_length,
+            packed=engine.packed,
             graphs=engine.graphs,
             compiled=engine.compiled,
             fused=engine.fused,

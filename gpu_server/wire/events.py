@@ -48,6 +48,7 @@ class EngineSpec(msgspec.Struct, kw_only=True):
     log_format: str
     models: tuple[ModelSpec, ...]
     gentle: bool = False
+    packed: bool = True
 
 
 class ModelSpec(msgspec.Struct, kw_only=True):

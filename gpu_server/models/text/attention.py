@@ -72,7 +72,7 @@ def attend(
     rule = Rule(
         scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
         causal=bool(getattr(module, "is_causal", True) if is_causal is None else is_causal),
-        reach=_reach(sliding_window, layout),
+        reach=_reach(module, sliding_window, layout),
     )
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
     if bounds is not None:
@@ -82,11 +82,17 @@ def attend(
     return kernel(q, k, v, layout, rule)[None], None
 
 
-def _reach(sliding_window: int | None, layout: Layout | None) -> int | None:
-    """How many tokens away a token may look: Transformers' window counts the token itself, on either side alike."""
-    if sliding_window is None or (layout is not None and sliding_window >= layout.longest):
+def _reach(module: torch.nn.Module, sliding_window: int | None, layout: Layout | None) -> int | None:
+    """How many tokens away a token may look, on either side alike."""
+    if sliding_window is None:
         return None
-    return sliding_window - 1
+    config: Any = getattr(module, "config", None)
+    # Transformers' windows count the token itself, but not where a config with is_causal = false turns them both ways.
+    turned = not getattr(config, "is_causal", True) and sliding_window == getattr(
+        config, "sliding_window", None
+    )
+    reach = sliding_window if turned else sliding_window - 1
+    return None if layout is not None and reach + 1 >= layout.longest else reach
 
 
 def _flash_can(q: torch.Tensor, v: torch.Tensor, rule: Rule) -> bool:

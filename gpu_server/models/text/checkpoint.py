@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -12,6 +13,8 @@ from gpu_server.models.text.modules import Modules, mapping, read_json, whole
 from gpu_server.models.text.transformer_settings import TransformerSettings
 from gpu_server.tokenizing import Direction
 from gpu_server.wire.documents import Activation
+
+log = logging.getLogger(__name__)
 
 Task = Literal["embedding", "multi_vector", "sparse", "scores", "token_classifier"]
 SparseActivation = Literal["relu", "log1p_relu"]
@@ -40,6 +43,7 @@ _SAVED_TASKS: dict[Task, str] = {
     "scores": "sequence-classification",
     "token_classifier": "token-classification",
 }
+_LABELLED: tuple[Task, ...] = ("scores", "token_classifier")
 
 
 @dataclass(frozen=True)
@@ -62,9 +66,8 @@ class Checkpoint:
     pooling: one of POOLINGS, or several joined by "+". pools_prompt: whether a prompt's tokens take part in it.
     dense: folders of the Dense modules. dimensions: of an embedding, how many are kept unless a request says otherwise,
     0 for all. activation: of scores, as sentence-transformers saved it, or "".
-    max_length: longest item in tokens, special tokens included. positions: as config.json counts them, 0 if it does
-    not; a family may reserve some of them. prompts: text by name; default_prompt: one of these names, or "".
-    truncation_direction: the side on which over-long texts are cut.
+    max_length: longest item in tokens, special tokens included, as far as the files say. prompts: text by name;
+    default_prompt: one of these names, or "". truncation_direction: the side on which over-long texts are cut.
     """
 
     folder: Path
@@ -78,7 +81,6 @@ class Checkpoint:
     splade: Splade
     activation: Activation
     max_length: int
-    positions: int
     prompts: dict[str, str]
     default_prompt: str
     truncation_direction: Direction
@@ -91,6 +93,10 @@ def task_of(folder: Path, pooling: str = "") -> Task:
     Raises ConfigError, ModelFolderMissing.
     """
     listed = modules.read(folder)
+    if (listed.transformer / "adapter_config.json").is_file():
+        raise ConfigError(
+            f"{listed.transformer}: adapter_config.json makes it an adapter (PEFT): merge it into its model first, save that"
+        )
     if pooling or listed.splade:
         return "sparse" if pooling == SPLADE or listed.splade else "embedding"
     if listed.pooling is None:
@@ -110,19 +116,20 @@ def read(folder: Path, pooling: str = "") -> Checkpoint:
 
     Raises ModelFolderMissing naming a file that must be there, ConfigError on settings that cannot be honoured.
     """
+    task = task_of(folder, pooling)
     listed = modules.read(folder)
     inner = listed.transformer
     config = read_json(inner / "config.json", required=True)
     settings = transformer_settings.read(inner)
     saved_path = folder / "config_sentence_transformers.json"
     saved = read_json(saved_path)
-    task = task_of(folder, pooling)
     _check_task(settings, task)
+    if task in _LABELLED:
+        _check_labels(inner / "config.json", config)
+    _warn_of_code(inner / "config.json", config)
     positions = _positions(inner / "config.json", config)
     tokenizer = tokenizer_json.read(inner, config, settings)
-    prompts, default_prompt = _prompts(saved_path, saved)
-    if default_prompt and task in ("scores", "token_classifier"):
-        raise ConfigError(f"{folder}: a default prompt is supported for embeddings only")
+    prompts, default_prompt = _prompts(saved_path, saved, task)
     return Checkpoint(
         folder=inner,
         task=task,
@@ -135,7 +142,6 @@ def read(folder: Path, pooling: str = "") -> Checkpoint:
         splade=_splade(listed, kept=_count(saved_path, saved, "max_active_dims")),
         activation=_activation(inner, config, saved),
         max_length=_max_length(inner, settings, positions),
-        positions=positions,
         prompts=prompts,
         default_prompt=default_prompt,
         truncation_direction=tokenizer.direction,
@@ -145,6 +151,22 @@ def read(folder: Path, pooling: str = "") -> Checkpoint:
 
 def _architecture(config: dict[str, Any]) -> str:
     return str((config.get("architectures") or [""])[0])
+
+
+def _warn_of_code(path: Path, config: dict[str, Any]) -> None:
+    """Say that the folder's own class of model, which may work otherwise, is not the one that runs."""
+    if any(name.startswith("AutoModel") for name in mapping(path, config, "auto_map")):
+        log.warning(
+            "auto_map names code of the model's own, which is not run: Transformers' class may give other numbers",
+            extra={"file": str(path), "model_type": str(config.get("model_type"))},
+        )
+
+
+def _check_labels(path: Path, config: dict[str, Any]) -> None:
+    labels = mapping(path, config, "id2label")
+    missing = [i for i in range(len(labels)) if str(i) not in labels]
+    if missing:
+        raise ConfigError(f"{path}: id2label must count the labels from 0, and has no {missing[0]}")
 
 
 def _saved_pooling(listed: Modules) -> str:
@@ -185,18 +207,22 @@ def _splade(listed: Modules, kept: int) -> Splade:
     return Splade(strategy == "sum", activation, kept)
 
 
-def _prompts(path: Path, saved: dict[str, Any]) -> tuple[dict[str, str], str]:
+def _prompts(path: Path, saved: dict[str, Any], task: Task) -> tuple[dict[str, str], str]:
     """The prompts, and the name of the default one. To sentence-transformers null is an empty prompt."""
+    embeds = task not in _LABELLED
     prompts = {name: "" if text is None else text for name, text in mapping(path, saved, "prompts").items()}
     for name, text in prompts.items():
         if not isinstance(text, str):
             raise ConfigError(f"{path}: prompt {name} must be a string, not {text!r}")
+    if embeds:
+        prompts = dict.fromkeys(_EMPTY_PROMPTS, "") | prompts
     default = str(saved.get("default_prompt_name") or "")
-    if default in _EMPTY_PROMPTS and default not in prompts:
-        return prompts, ""
     if default and default not in prompts:
         raise ConfigError(f"{path}: the default prompt {default} is not one of the prompts")
-    return prompts, default
+    if default and not embeds:
+        raise ConfigError(f"{path}: a default prompt is supported for embeddings only")
+    # One that puts nothing before a text is none: ids that a caller gives are then taken as they are.
+    return prompts, default if prompts.get(default) else ""
 
 
 def _activation(folder: Path, config: dict[str, Any], saved: dict[str, Any]) -> Activation:

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import AutoModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForTokenClassification,
+    MT5EncoderModel,
+    T5EncoderModel,
+    UMT5EncoderModel,
+)
 from transformers.utils import logging as transformers_logging
 
 from gpu_server.errors import ConfigError, EngineStartFailed
@@ -24,29 +32,32 @@ DTYPES = ("float32", "float16", "bfloat16")
 # What one more forward costs, in tokens: on a GPU its launches take as long as a full batch of a small model.
 _CPU_OVERHEAD = 32
 _GPU_OVERHEAD = 16_384
+# Of encoder-decoders, those whose encoder is a model of its own: what holds its weights alone says is the same type.
+_T5_ENCODERS = {"t5": T5EncoderModel, "mt5": MT5EncoderModel, "umt5": UMT5EncoderModel}
+_POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len")
 
 
 class Encoder:
     """A loaded model on one device. `runs` says how batches go through it; `selfcheck.choose` sets it.
 
-    hidden_size: length of one hidden state. vocab_size: rows of its embedding table. token_types: how many it tells
-    apart. first_position: what positions count from. steady_length: tokens up to which a text's vector cannot depend on
-    the length of others in its batch; 0 for any. pooler: the model's own, taken out of its forward, if it had one.
+    vocab_size: rows of its embedding table. token_types: how many it tells apart. first_position: what positions count
+    from. positions: tokens of the longest text that has a position for each; 0 for any. pooler: the model's own, if it had
+    one, taken out of its forward where that works without.
     """
 
     def __init__(self, model: Any, device: torch.device) -> None:
         self.model = model
         self.device = device
         self.pooler: Any = getattr(model, "pooler", None)
-        if self.pooler is not None:
+        if "add_pooling_layer" in inspect.signature(type(model).__init__).parameters:
             model.pooler = None
+        config = model.config.get_text_config()
         self.dtype: torch.dtype = model.dtype
-        self.hidden_size = int(model.config.get_text_config().hidden_size)
-        self.vocab_size = int(model.get_input_embeddings().num_embeddings)
-        self.token_types = int(getattr(model.config.get_text_config(), "type_vocab_size", 0) or 0)
-        self.pad_id = int(model.config.get_text_config().pad_token_id or 0)
+        self.vocab_size = len(model.get_input_embeddings().weight)
+        self.token_types = int(getattr(config, "type_vocab_size", 0) or 0)
+        self.pad_id = _pad_id(config, self.vocab_size)
         self.first_position = _first_position(model)
-        self.steady_length = _steady_length(model.config.get_text_config())
+        self.positions = max(_positions(config) - self.first_position, 0)
         self._stock_attention: str = model.config._attn_implementation
         self.runs: Runs = "padded"
 
@@ -57,6 +68,13 @@ class Encoder:
             overhead = _CPU_OVERHEAD if on_cpu else _GPU_OVERHEAD
             return pieces.run(batch, self._padded, partial(pieces.by_padding, overhead=overhead))
         return pieces.run(batch, self._packed, pieces.by_tokens) if on_cpu else self._packed(batch)
+
+    @cached_property
+    @torch.inference_mode()
+    def hidden_size(self) -> int:
+        """Length of one hidden state, as the model gives it: some project theirs to another size than config.json has."""
+        ids = np.full(1, 0 if self.pad_id else 1, np.int32)
+        return self(self.pack(ids, np.ones(1, np.int64))).shape[1]
 
     def use(self, runs: Runs) -> None:
         """Switch to packed or padded. Raises CannotPack if the model does not take another attention function."""
@@ -107,13 +125,12 @@ def load(folder: Path, device: torch.device, dtype: str = "auto", stored_dtype: 
 def load_model(kind: Any, folder: Path, device: torch.device, dtype: str, stored_dtype: str) -> Any:
     """Load the weights of `folder` onto `device` as Transformers' auto class `kind` makes a model of them.
 
-    dtype: float32, float16, bfloat16 or auto: float32 on a CPU; else bfloat16 if stored so, and float16 if not.
+    Of T5 and its kin AutoModel is the encoder alone. dtype: float32, float16, bfloat16 or auto: float32 on a CPU; else
+    bfloat16 if stored so, and float16 if not.
     Raises ConfigError on a model that cannot be used, EngineStartFailed on weights that do not fit it.
     """
     attention.register()
     model = _from_pretrained(kind, folder, _pick_dtype(dtype, stored_dtype, device))
-    if model.config.is_encoder_decoder:
-        raise ConfigError(f"{folder}: {model.config.model_type} is an encoder-decoder, not an encoder")
     model.config.get_text_config().use_cache = False
     return model.to(device).eval().requires_grad_(False)
 
@@ -128,9 +145,12 @@ def _pick_dtype(dtype: str, stored: str, device: torch.device) -> torch.dtype:
 
 
 def _from_pretrained(kind: Any, folder: Path, dtype: torch.dtype) -> Any:
+    code = ""
     try:
         with quiet():
-            model, report = kind.from_pretrained(
+            config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            code = _unrun_code(config)
+            model, report = _class_for(kind, folder, config).from_pretrained(
                 folder,
                 dtype=dtype,
                 local_files_only=True,
@@ -142,14 +162,42 @@ def _from_pretrained(kind: Any, folder: Path, dtype: torch.dtype) -> Any:
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(f"{folder}: {_first_line(error)}") from None
     except RuntimeError as error:
-        raise EngineStartFailed(f"{folder}: {_first_line(error)}") from error
-    # An encoder's own pooler is taken out; a classifier may need it.
+        raise EngineStartFailed(f"{folder}: {_first_line(error)}{code}") from error
+    # An embedding is not made with an encoder's own pooler; a classifier may need it.
     spare = "pooler" if kind is AutoModel else ""
     missing = sorted(name for name in report["missing_keys"] if spare not in name.split("."))
     if missing:
         # Transformers would fill them with random numbers and serve on.
-        raise EngineStartFailed(f"{folder}: the weights lack {missing[0]} and {len(missing) - 1} more")
+        raise EngineStartFailed(f"{folder}: the weights lack {missing[0]} and {len(missing) - 1} more{code}")
     return model
+
+
+def _class_for(kind: Any, folder: Path, config: Any) -> Any:
+    """The class to load, which may be the auto class itself. Raises ConfigError on what has a decoder behind its encoder."""
+    name = config.model_type
+    if name in _T5_ENCODERS and kind in (AutoModel, AutoModelForTokenClassification):
+        return _T5_ENCODERS[name] if kind is AutoModel else kind
+    if config.is_encoder_decoder:
+        raise ConfigError(f"{folder}: {name} is an encoder-decoder, not an encoder")
+    return kind
+
+
+def _unrun_code(config: Any) -> str:
+    """What to add to an error of weights that fit no model of Transformers' own."""
+    named = getattr(config, "auto_map", None)
+    return "; config.json names code of its own (auto_map), which is not run" if named else ""
+
+
+def _pad_id(config: Any, vocab_size: int) -> int:
+    """An id to fill with, which must be one of the table's: some models say −1 for none."""
+    pad_id = int(config.pad_token_id or 0)
+    return pad_id if 0 <= pad_id < vocab_size else 0
+
+
+def _positions(config: Any) -> int:
+    """How many positions there are, by the names that families have for it; 0 for any number, of which XLNet says −1."""
+    named = (getattr(config, name, None) or 0 for name in _POSITIONS)
+    return min((int(count) for count in named if count > 0), default=0)
 
 
 def _first_position(model: Any) -> int:
@@ -158,16 +206,6 @@ def _first_position(model: Any) -> int:
         if hasattr(module, "create_position_ids_from_inputs_embeds"):
             return int(module.padding_idx) + 1
     return 0
-
-
-def _steady_length(config: Any) -> int:
-    """Rotary positions of type longrope turn otherwise in all of a batch once one text is longer than this."""
-    saved = getattr(config, "rope_parameters", None) or {}
-    kinds = [saved, *(kind for kind in saved.values() if isinstance(kind, dict))]
-    lengths = [
-        kind["original_max_position_embeddings"] for kind in kinds if kind.get("rope_type") == "longrope"
-    ]
-    return min(map(int, lengths), default=0)
 
 
 def _first_line(error: Exception) -> str:

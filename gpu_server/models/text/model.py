@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from gpu_server.errors import ConfigError, InvalidRequest
 from gpu_server.models.base import Model, Ragged
-from gpu_server.models.text import checkpoint, encoder, onednn, selfcheck, source
+from gpu_server.models.text import checkpoint, encoder, onednn, selfcheck, source, steady, token_types
 from gpu_server.models.text.batch import Batch
 from gpu_server.models.text.encoder import Encoder
 from gpu_server.models.text.forward import Forward
@@ -53,8 +53,9 @@ class TextModel(Model):
 
     source: a folder or a hub id; "" means all-MiniLM-L6-v2. revision: of a hub id. dtype: auto, float32, float16 or
     bfloat16. pooling: of embeddings, one of `checkpoint.POOLINGS` ("+" joins several); "" means as the model's files say.
-    max_length: tokens of the longest item; 0 means as they say. graphs, fused, compiled: on a GPU, run as CUDA graphs, of
-    hand-fused layers where the family has them and they are accurate enough, else of compiled ones or of the model's own.
+    max_length: tokens of the longest item; 0 means as they say. packed: run without padding where that is right. graphs,
+    fused, compiled: on a GPU, run as CUDA graphs, of hand-fused layers where the family has them and they are accurate
+    enough, else of compiled ones or of the model's own.
     """
 
     poolings: Sequence[str] = checkpoint.POOLINGS
@@ -62,7 +63,7 @@ class TextModel(Model):
     cost = _IDS
     check_finite = True
     may_round = False
-    """Whether dtype auto may multiply in bfloat16 on a CPU, where that leaves sequences' mean vectors nearly as they are."""
+    """Whether dtype auto may multiply in bfloat16 on a CPU, where that leaves pooled vectors nearly as they are."""
 
     def __init__(
         self,
@@ -72,6 +73,7 @@ class TextModel(Model):
         dtype: str = "auto",
         pooling: str = "",
         max_length: int = 0,
+        packed: bool = True,
         graphs: bool = True,
         compiled: bool = True,
         fused: bool = True,
@@ -84,6 +86,7 @@ class TextModel(Model):
         self._dtype = dtype
         self._wanted_pooling = pooling
         self._wanted_length = max_length
+        self._wants_packed = packed
         self._wants_graphs = graphs
         self._wants_compiled = compiled
         self._wants_fused = fused
@@ -93,15 +96,22 @@ class TextModel(Model):
         folder = source.find(self._source, self._revision)
         self._facts = checkpoint.read(folder, self._wanted_pooling)
         self._encoder = self._load_encoder(device)
+        self._types = None
+        if self.inputs is not PAIRS:
+            self._types = token_types.of_texts(self._facts.folder, self._facts.tokenizer_json, self._encoder)
         self._max_length = self._limit_length()
-        selfcheck.choose(self._encoder, self._max_length)
-        probe = selfcheck.probe(self._encoder, self._max_length)
+        steady.settle(self._encoder.model, self._max_length)
+        selfcheck.choose(self._encoder, self._max_length, packed=self._wants_packed)
+        probe = selfcheck.probe(self._encoder, self._max_length, onednn.TIMES)
         may_round = self.may_round and self._dtype == "auto"
-        self._products = onednn.adopt(self._encoder, probe, bfloat16=may_round)
+        self._products = onednn.adopt(self._encoder, probe, rounded=self._facts.pooling if may_round else "")
         self._settle()
         self.padded = self._encoder.runs == "padded"
         self._forward = Forward(
-            self._encoder, self._head, token_types=self.inputs is PAIRS, lands=self._lands()
+            self._encoder,
+            self._head,
+            token_types=self.inputs is PAIRS or self._types is not None,
+            lands=self._lands(),
         )
 
     def collate(self, inputs: Mapping[str, Tensor], device: torch.device) -> TextBatch:
@@ -113,7 +123,7 @@ class TextModel(Model):
         lengths = offsets[1:] - offsets[:-1]
         self._check_lengths(lengths)
         _check_range(ids, offsets, self._encoder.vocab_size, "a token id", "vocab_size")
-        types = None
+        types = None if self._types is None else self._types.of(lengths)
         if self.inputs is PAIRS:
             their_offsets, types = _ragged(_TYPES, inputs[_TYPES])
             if not np.array_equal(offsets, their_offsets):
@@ -194,18 +204,11 @@ class TextModel(Model):
         return None
 
     def _limit_length(self) -> int:
-        facts = self._facts
-        positions = facts.positions - self._encoder.first_position
-        if facts.positions and self._wanted_length > positions:
+        facts, positions = self._facts, self._encoder.positions
+        if positions and self._wanted_length > positions:
             raise ConfigError(f"max_length {self._wanted_length} exceeds the model's {positions} positions")
         length = self._wanted_length or facts.max_length
-        length = min(length, positions) if facts.positions else length
-        whole = self._encoder.steady_length
-        if whole and length > whole:
-            raise ConfigError(
-                f"{facts.folder}: longrope turns all texts of a batch by its longest: set max_length to {whole} or less"
-            )
-        return length
+        return min(length, positions) if positions else length
 
     def _check_lengths(self, lengths: NDArray[np.int64]) -> None:
         # Taken without its sign, what is less than 0 is the largest: one comparison for both limits.

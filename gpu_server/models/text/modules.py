@@ -14,7 +14,10 @@ Json = TypeVar("Json", dict[str, Any], list[Any])
 _ORDERS = (
     "Transformer, Pooling, any Dense and perhaps Normalize; Transformer, SpladePooling; or Transformer alone"
 )
-_KNOWN = frozenset({"Transformer", "MLMTransformer", "Pooling", "Dense", "Normalize", "SpladePooling"})
+_KNOWN = frozenset(
+    {"Transformer", "MLMTransformer", "Pooling", "Dense", "Dropout", "Normalize", "SpladePooling"}
+)
+_VECTOR = "sentence_embedding"
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,8 @@ def read(folder: Path) -> Modules:
     if not path.is_file():
         return Modules(folder)
     kinds = [(_kind(path, entry), folder / entry["path"]) for entry in parse(path, list)]
+    # What Dropout drops is dropped in training only; it takes the vector of what comes before it.
+    kinds = kinds[:2] + [(kind, place) for kind, place in kinds[2:] if kind != "Dropout"]
     match [kind for kind, _ in kinds]:
         case []:
             return Modules(folder)
@@ -44,6 +49,8 @@ def read(folder: Path) -> Modules:
         case ["Transformer", "Pooling", *after]:
             normalize = after[-1:] == ["Normalize"]
             dense = kinds[2 : len(kinds) - normalize]
+            if normalize:
+                _check_normalizes_vectors(kinds[-1][1] / "config.json")
             if all(kind == "Dense" for kind, _ in dense):
                 return Modules(kinds[0][1], kinds[1][1], tuple(place for _, place in dense), normalize)
     raise ConfigError(f"{path}: must list {_ORDERS}")
@@ -83,6 +90,13 @@ def mapping(path: Path, settings: dict[str, Any], key: str) -> dict[str, Any]:
     if value is not None and not isinstance(value, dict):
         raise ConfigError(f"{path}: {key} must be an object, not {value!r}")
     return value or {}
+
+
+def _check_normalizes_vectors(path: Path) -> None:
+    config = read_json(path)
+    for key in ("module_input_name", "module_output_name"):
+        if config.get(key) not in (None, _VECTOR):
+            raise ConfigError(f"{path}: {key} must be {_VECTOR}, not {config[key]!r}")
 
 
 def _kind(path: Path, entry: Any) -> str:

@@ -15,9 +15,16 @@ from gpu_server.models.text.encoder import Encoder
 from gpu_server.models.text.graphs import Inputs
 
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}
-# Longer windows are not probed: on a CPU that would cost more than the rest of the start.
+# Longer texts are not part of the probe, which runs more than once.
 _LONGEST_PROBE = 512
 _NEIGHBOUR = 1
+_PAST = 9
+"""How far texts reach past what a model looks at."""
+# How many tokens a model looks at, by what the configs of Transformers call it.
+_WIDTHS = (
+    "sliding_window", "sliding_window_size", "window_size", "attention_window", "attention_window_size",
+    "attention_chunk_size", "local_attention", "local_attn_chunk_length", "lsh_attn_chunk_length", "index_topk",
+)  # fmt: skip
 
 Probe = tuple[NDArray[np.int32], NDArray[np.int64]]
 """Ids laid end to end, and the lengths of their sequences."""
@@ -26,8 +33,8 @@ States = Callable[[Inputs], torch.Tensor]
 
 
 @torch.inference_mode()
-def choose(encoder: Encoder, max_length: int) -> None:
-    """Set the encoder to packed where that is right, else to padded.
+def choose(encoder: Encoder, max_length: int, *, packed: bool = True) -> None:
+    """Set the encoder to packed where that is right and `packed` allows it, else to padded.
 
     Raises EngineStartFailed if the model gives no finite numbers in its dtype, or is wrong in a padded batch too.
     """
@@ -37,16 +44,16 @@ def choose(encoder: Encoder, max_length: int) -> None:
     dtype = str(encoder.dtype).removeprefix("torch.")
     if not all(bool(torch.isfinite(rows).all()) for rows in alone):
         raise EngineStartFailed(f"the model overflows in {dtype}: set dtype to bfloat16 or float32")
-    if _packs(encoder, ids, lengths, alone):
+    if packed and _packs(encoder, ids, lengths, alone) and _packs_past_width(encoder, max_length):
         return
     encoder.use("padded")
-    if not _agrees(encoder(encoder.pack(ids, lengths)), alone):
+    if not _agrees(_in_one_batch(encoder, encoder.pack(ids, lengths)), alone):
         raise EngineStartFailed(f"the model does not give the same numbers in a batch as alone ({dtype})")
 
 
-def probe(encoder: Encoder, max_length: int) -> Probe:
-    """Random ids of a few sequences laid end to end, and their lengths."""
-    lengths = _lengths(encoder, max_length)
+def probe(encoder: Encoder, max_length: int, times: int = 1) -> Probe:
+    """Random ids of a few sequences laid end to end, and their lengths; `times` as many."""
+    lengths = np.tile(_lengths(encoder, max_length), times)
     return _random_ids(encoder, int(lengths.sum())), lengths
 
 
@@ -114,6 +121,30 @@ def _packs(
     return _agrees(packed, alone) and _isolated(packed, changed, lengths)
 
 
+def _packs_past_width(encoder: Encoder, max_length: int) -> bool:
+    """Whether a text longer than the model looks back is right too, in the tokens that do not see all before them."""
+    width = _width(encoder, max_length)
+    if not width:
+        return True
+    # In half precision a few tokens too many among hundreds would not show.
+    past = _PAST if encoder.dtype == torch.float32 else max(width, _PAST)
+    length = min(width + past, max_length)
+    text = encoder.pack(_random_ids(encoder, length), np.array([length]))
+    try:
+        encoder.use("padded")
+        want = encoder(text)[width:]
+        encoder.use("packed")
+        return _distance(encoder(text)[width:], want) <= TOLERANCE[encoder.dtype]
+    except (RuntimeError, TypeError, ValueError):
+        return False
+
+
+def _in_one_batch(encoder: Encoder, batch: Batch) -> torch.Tensor:
+    """The padded forward without the pieces that would part a short text from a long one."""
+    hidden: torch.Tensor = encoder.model(**encoder.padded(batch)).last_hidden_state
+    return hidden.flatten(0, 1)[batch.layout.cells]
+
+
 def _agrees(flat: torch.Tensor, alone: list[torch.Tensor]) -> bool:
     """Compared sequence by sequence: in one norm over all, a long one would hide a short one."""
     pairs = zip(torch.split(flat, [len(rows) for rows in alone]), alone, strict=True)
@@ -136,9 +167,17 @@ def _distance(got: torch.Tensor, want: torch.Tensor) -> float:
 
 
 def _lengths(encoder: Encoder, max_length: int) -> NDArray[np.int64]:
-    window = getattr(encoder.model.config.get_text_config(), "sliding_window", None) or 0
-    over_window = window + 9 if window + 9 <= _LONGEST_PROBE else 11
-    return np.array([min(n, max_length) for n in (5, 19, 1, over_window)])
+    past_width = _width(encoder, max_length) + _PAST
+    last = past_width if past_width <= _LONGEST_PROBE else 11
+    return np.array([min(n, max_length) for n in (5, 19, 1, 40, 64, last)])
+
+
+def _width(encoder: Encoder, max_length: int) -> int:
+    """The most tokens that the model looks back, of what texts may be longer than; 0 where it sees whole texts."""
+    config = encoder.model.config.get_text_config()
+    named = [np.atleast_1d(getattr(config, name, None) or 0).tolist() for name in _WIDTHS]
+    widths = [width for some in named for width in some if isinstance(width, int)]
+    return max((width for width in widths if 0 < width < max_length), default=0)
 
 
 def _random_ids(encoder: Encoder, count: int, seed: int = 0) -> NDArray[np.int32]:

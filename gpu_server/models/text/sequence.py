@@ -4,24 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification
 
 from gpu_server.errors import EngineStartFailed
 from gpu_server.models.landed import Landed
-from gpu_server.models.text import selfcheck
+from gpu_server.models.text import selfcheck, token_types
 from gpu_server.models.text.batch import Batch
-from gpu_server.models.text.encoder import Encoder, load_model, quiet
+from gpu_server.models.text.encoder import Encoder, load_model
 from gpu_server.models.text.model import PAIRS, TextBatch, TextModel
 from gpu_server.models.text.pooling import first_tokens, last_tokens
 from gpu_server.models.text.stock_head import StockHead, labels_of
 from gpu_server.tokenizing import TextTokenizer
-from gpu_server.wire.documents import ModelInfo
+from gpu_server.wire.documents import Activation, ModelInfo
 
 Reads = Literal["first", "last", "all", "whole"]
 """What the head is given: the first or last hidden state of each item, all of them padded, or nothing: the whole stock
@@ -46,8 +45,7 @@ class SequenceModel(TextModel):
         config = self._stock.config
         info.labels = labels_of(config)
         info.kind = "reranker" if len(info.labels) == 1 else "classifier"
-        independent = len(info.labels) == 1 or config.problem_type == "multi_label_classification"
-        info.activation = self._facts.activation or ("sigmoid" if independent else "softmax")
+        info.activation = self._facts.activation or _activation(len(info.labels), config.problem_type)
 
     def _logits(self, batch: TextBatch) -> torch.Tensor | Landed:
         if self._reads == "whole":
@@ -85,7 +83,7 @@ class SequenceModel(TextModel):
             AutoModelForSequenceClassification, facts.folder, device, self._dtype, facts.stored_dtype
         )
         self._stock = StockHead(whole, device)
-        if self._stock.encoder.token_types > 1 and _gives_types(facts.folder):
+        if self._stock.encoder.token_types > 1 and token_types.given(facts.folder):
             self.inputs = PAIRS
         return self._stock.encoder
 
@@ -121,14 +119,11 @@ class SequenceModel(TextModel):
         return ("first", "all") if ids[-1] == self._encoder.pad_id else ("first", "last", "all")
 
 
-def _gives_types(folder: Path) -> bool:
-    """Whether the tokenizer, as Transformers makes it of the folder, gives types: by its class, or as it was saved."""
-    try:
-        with quiet():
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, ImportError):
-        return True
-    return "token_type_ids" in tokenizer.model_input_names
+def _activation(labels: int, problem_type: str | None) -> Activation:
+    """What Transformers makes scores with; of a single logit, trained as it may be, what sentence-transformers does."""
+    if labels == 1 or problem_type == "multi_label_classification":
+        return "sigmoid"
+    return "identity" if problem_type == "regression" else "softmax"
 
 
 def _distance(got: torch.Tensor, want: torch.Tensor) -> float:

@@ -41,13 +41,14 @@ class StockHead:
 
     def whole(self, batch: Batch) -> torch.Tensor:
         """Logits of a batch as the unmodified model gives them, padded. The encoder must run padded."""
-        self._put(self.encoder.model)
-        self.encoder.model.pooler = self.encoder.pooler
+        model = self.encoder.model
+        self._put(model)
+        left = getattr(model, "pooler", None)
+        model.pooler = self.encoder.pooler
         try:
             logits: torch.Tensor = self._whole(**self.encoder.padded(batch)).logits
         finally:
-            if self.encoder.pooler is not None:
-                self.encoder.model.pooler = None
+            model.pooler = left
         return logits
 
     @torch.inference_mode()
@@ -71,6 +72,14 @@ class StockHead:
         setattr(self._whole, self._whole.base_model_prefix, module)
 
 
+class _Output(BaseModelOutputWithPoolingAndCrossAttentions):
+    """Has no more than it was given, and says None of what only some families' outputs have."""
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("_"):
+            raise AttributeError(name)
+
+
 class _Given(torch.nn.Module):
     """Stands in for an encoder: the embeddings it gets are its hidden states."""
 
@@ -81,7 +90,7 @@ class _Given(torch.nn.Module):
         self._activation = getattr(encoder.model, "pooler_activation", None)
 
     def forward(self, *args: Any, inputs_embeds: torch.Tensor, **options: Any) -> Any:
-        return BaseModelOutputWithPoolingAndCrossAttentions(
+        return _Output(
             last_hidden_state=inputs_embeds,
             pooler_output=self._pooled(inputs_embeds),
         )

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer
 
 from gpu_server.errors import ConfigError, ModelFolderMissing
 from gpu_server.models.text.modules import mapping, parse, read_json
@@ -23,12 +23,30 @@ _BERT_TYPES = frozenset({
     "squeezebert",
 })  # fmt: skip
 # Kinds of model whose tokenizer Transformers takes as it is saved, whatever class is named.
-_AS_SAVED = frozenset({"modernbert", "modernbert-decoder", "nystromformer"})
+_AS_SAVED = frozenset({
+    "gpt_bigcode", "granite", "granitemoe", "ministral", "mistral", "mixtral", "modernbert", "modernbert-decoder",
+    "nemotron", "nystromformer", "olmo2", "olmo3", "phi3", "phimoe", "stablelm", "xlm-roberta-xl",
+})  # fmt: skip
 _BERT_OPTIONS = {
     "do_lower_case": "lowercase",
     "tokenize_chinese_chars": "handle_chinese_chars",
     "strip_accents": "strip_accents",
 }
+# The same of tokenizers of bytes, for which `add_prefix_space` counts.
+_BYTE_CLASSES = frozenset(
+    f"{name}Tokenizer"
+    for name in (
+        "Bart", "Blenderbot", "CodeGen", "Cohere", "Deberta", "GPT2", "GPTNeoX", "LED", "Longformer", "Luke", "Mvp",
+        "Qwen2", "Roberta",
+    )
+)  # fmt: skip
+_BYTE_TYPES = frozenset({
+    "codegen", "cohere", "cohere2", "data2vec-text", "deberta", "gpt2", "gpt_neo", "gpt_neox", "gptj", "ibert", "lilt",
+    "longformer", "luke", "mra", "olmo", "olmoe", "opt", "phi", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "roberta",
+    "roberta-prelayernorm", "starcoder2",
+})  # fmt: skip
+_TRAITS = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
+_STEPS = ("normalizer", "pre_tokenizer", "post_processor")
 
 
 class TokenizerFile(NamedTuple):
@@ -46,17 +64,19 @@ def read(folder: Path, model: Mapping[str, Any], settings: TransformerSettings) 
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise ModelFolderMissing(f"{path} is missing: a text model needs a fast tokenizer's tokenizer.json")
-    data = path.read_bytes()
-    spec, config = parse(path, dict), read_json(folder / "tokenizer_config.json")
-    saved = spec.get("normalizer"), spec.get("post_processor")
-    normalizer = _as_configured(saved[0], config, model)
+    config_path = folder / "tokenizer_config.json"
+    data, spec, config = path.read_bytes(), parse(path, dict), read_json(config_path)
+    if missing := _missing_tokens(config_path, config, spec):
+        data = _with_tokens(path, data, missing)
+        spec = json.loads(data)
+    saved = {step: spec.get(step) for step in _STEPS}
+    made = saved | _as_configured(saved, config, model)
     if settings.lowercase:
-        steps = [{"type": "Lowercase"}, *([normalizer] if normalizer else [])]
-        normalizer = {"type": "Sequence", "normalizers": steps}
-    made = normalizer, _with_end(path, data, saved[1], config)
+        steps = [{"type": "Lowercase"}, *([made["normalizer"]] if made["normalizer"] else [])]
+        made["normalizer"] = {"type": "Sequence", "normalizers": steps}
+    made["post_processor"] = _with_end(path, data, made["post_processor"], config)
     if made != saved:
-        spec |= {"normalizer": made[0], "post_processor": made[1]}
-        data = json.dumps(spec, ensure_ascii=False).encode()
+        data = json.dumps(spec | made, ensure_ascii=False).encode()
     side = settings.truncation_side or config.get("truncation_side")
     return TokenizerFile(data, _direction(path, side or mapping(path, spec, "truncation").get("direction")))
 
@@ -70,12 +90,34 @@ def _direction(path: Path, side: object) -> Direction:
     raise ConfigError(f"{path}: texts are cut on the left or the right, not {side!r}")
 
 
-def _as_configured(normalizer: Any, config: dict[str, Any], model: Mapping[str, Any]) -> Any:
-    """The normalizer as these classes of Transformers make it anew from tokenizer_config.json, where that says anything."""
+def _as_configured(
+    saved: Mapping[str, Any], config: dict[str, Any], model: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The steps that classes of Transformers make anew from tokenizer_config.json, where that says anything."""
     kind = model.get("model_type")
     name = str(config.get("tokenizer_class") or model.get("tokenizer_class") or "").removesuffix("Fast")
-    if kind in _AS_SAVED or (name not in _BERT_CLASSES and (name or kind not in _BERT_TYPES)):
-        return normalizer
+    if kind in _AS_SAVED:
+        return {}
+    if name in _BERT_CLASSES or (not name and kind in _BERT_TYPES):
+        return {"normalizer": _as_bert(saved["normalizer"], config)}
+    space = config.get("add_prefix_space")
+    if isinstance(space, bool) and (name in _BYTE_CLASSES or (not name and kind in _BYTE_TYPES)):
+        # RoBERTa's post-processor takes that space out of the first token's offsets again.
+        kinds = {"pre_tokenizer": "ByteLevel", "post_processor": "RobertaProcessing"}
+        return {step: _spaced(saved[step], kind, space) for step, kind in kinds.items()}
+    return {}
+
+
+def _spaced(step: Any, kind: str, space: bool) -> Any:
+    """A step, told whether a space is put before a text where it is of that kind."""
+    if not isinstance(step, dict):
+        return step
+    if "pretokenizers" in step:
+        return {**step, "pretokenizers": [_spaced(part, kind, space) for part in step["pretokenizers"]]}
+    return {**step, "add_prefix_space": space} if step.get("type") == kind else step
+
+
+def _as_bert(normalizer: Any, config: dict[str, Any]) -> Any:
     if not isinstance(normalizer, dict) or normalizer.get("type") != "BertNormalizer":
         return normalizer
     # null is a value of strip_accents: as `lowercase`.
@@ -85,6 +127,31 @@ def _as_configured(normalizer: Any, config: dict[str, Any], model: Mapping[str, 
         if isinstance(config.get(option), bool) or (option == "strip_accents" and option in config)
     }
     return {**normalizer, **said}
+
+
+def _missing_tokens(path: Path, config: dict[str, Any], spec: Mapping[str, Any]) -> list[AddedToken]:
+    """The tokens of tokenizer_config.json that tokenizer.json has not, or has otherwise, by their ids there."""
+    listed = mapping(path, config, "added_tokens_decoder")
+    if not listed:
+        return []
+    saved = spec.get("added_tokens")
+    # What is no token here is for the library to complain of.
+    known = [_traits(token) for token in saved if isinstance(token, dict)] if isinstance(saved, list) else []
+    try:
+        tokens = [AddedToken(**_traits(mapping(path, listed, key))) for key in sorted(listed, key=int)]
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{path}: added_tokens_decoder cannot be used: {error}") from None
+    return [token for token in tokens if {trait: getattr(token, trait) for trait in _TRAITS} not in known]
+
+
+def _traits(token: dict[str, Any]) -> dict[str, Any]:
+    return {trait: token[trait] for trait in _TRAITS if trait in token}
+
+
+def _with_tokens(path: Path, data: bytes, tokens: list[AddedToken]) -> bytes:
+    tokenizer = _tokenizer(path, data)
+    tokenizer.add_tokens(tokens)
+    return tokenizer.to_str().encode()
 
 
 def _with_end(path: Path, data: bytes, post_processor: Any, config: dict[str, Any]) -> Any:
@@ -120,8 +187,12 @@ def _sequence(post_processor: Any, token: str, token_id: int) -> dict[str, Any]:
 
 def _ids_of_a_text(path: Path, data: bytes, token: str) -> tuple[list[int], int | None]:
     """Ids of some text, and the id of `token` if there is such a one."""
+    tokenizer = _tokenizer(path, data)
+    return tokenizer.encode("a").ids, tokenizer.token_to_id(token)
+
+
+def _tokenizer(path: Path, data: bytes) -> Tokenizer:
     try:
-        tokenizer = Tokenizer.from_str(data.decode())
+        return Tokenizer.from_str(data.decode())
     except Exception as error:  # noqa: BLE001 - the library raises nothing narrower
         raise ConfigError(f"{path} cannot be used: {error}") from None
-    return tokenizer.encode("a").ids, tokenizer.token_to_id(token)

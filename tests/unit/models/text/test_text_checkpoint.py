@@ -30,14 +30,14 @@ def test_a_sentence_transformers_folder(make_model: Callable[..., Path]) -> None
     )
     facts = read(folder)
     assert (facts.pooling, facts.normalize, facts.max_length) == ("cls", True, 100)
-    assert (facts.prompts, facts.default_prompt) == ({"query": "query: "}, "query")
+    assert (facts.prompts, facts.default_prompt) == ({"query": "query: ", "document": ""}, "query")
     assert facts.tokenizer_json == (folder / "tokenizer.json").read_bytes()
     assert (facts.stored_dtype, facts.folder) == ("float32", folder)
 
 
 def test_a_plain_folder_is_mean_pooled_and_not_normalized(make_model: Callable[..., Path]) -> None:
     facts = read(make_model("bert"))
-    assert (facts.pooling, facts.normalize, facts.prompts, facts.default_prompt) == ("mean", False, {}, "")
+    assert (facts.pooling, facts.normalize, facts.default_prompt) == ("mean", False, "")
 
 
 @pytest.mark.parametrize(
@@ -170,6 +170,79 @@ def test_a_broken_file_is_named(make_model: Callable[..., Path], name: str, text
         read(folder)
 
 
+@pytest.mark.parametrize("after", [["Dropout"], ["Dropout", "Normalize"], ["Dropout", "Dense", "Dropout"]])
+def test_dropout_does_nothing(make_model: Callable[..., Path], after: list[str]) -> None:
+    folder = make_model("bert", pooling="mean")
+    listed = json.loads((folder / "modules.json").read_text())
+    kinds = [f"sentence_transformers.models.{kind}" for kind in after]
+    listed += [{"path": f"{i + 2}", "type": kind} for i, kind in enumerate(kinds)]
+    (folder / "modules.json").write_text(json.dumps(listed))
+    facts = read(folder)
+    assert facts.normalize == ("Normalize" in after)
+    assert facts.dense == ((folder / "3",) if "Dense" in after else ())
+
+
+@pytest.mark.parametrize(
+    "config",
+    [{"module_input_name": "token_embeddings"}, {"module_output_name": "other"}],
+)
+def test_what_is_made_of_unit_length_is_the_vector(
+    make_model: Callable[..., Path], config: dict[str, str]
+) -> None:
+    folder = make_model("bert", pooling="mean", normalize=True)
+    place = folder / "2_Normalize" / "config.json"
+    edit(place, module_input_name="sentence_embedding", module_output_name=None)
+    assert read(folder).normalize
+    edit(place, **config)
+    with pytest.raises(ConfigError, match=f"{place}: {next(iter(config))} must be sentence_embedding"):
+        read(folder)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_an_adapter_is_refused(make_model: Callable[..., Path], whole: bool) -> None:
+    folder = make_model("bert")
+    edit(folder / "adapter_config.json", peft_type="LORA", base_model_name_or_path="some/model")
+    if not whole:
+        (folder / "config.json").unlink()
+    for reads in (read, task_of):
+        with pytest.raises(ConfigError, match="merge it into its model first"):
+            reads(folder)
+
+
+@pytest.mark.parametrize(
+    ("code", "warned"),
+    [
+        ({"AutoModel": "modeling.Bidirectional", "AutoConfig": "modeling.Config"}, 1),
+        ({"AutoModelForMaskedLM": "some/repo--modeling.Bidirectional"}, 1),
+        ({"AutoConfig": "modeling.Config"}, 0),
+        (None, 0),
+    ],
+)
+def test_code_that_is_not_run_is_said(
+    make_model: Callable[..., Path], caplog: pytest.LogCaptureFixture, code: Any, warned: int
+) -> None:
+    folder = make_model("bert")
+    edit(folder / "config.json", auto_map=code)
+    task_of(folder)
+    read(folder)
+    assert [record.message.count("is not run") for record in caplog.records] == [1] * warned
+
+
+@pytest.mark.parametrize("head", ["SequenceClassification", "TokenClassification"])
+@pytest.mark.parametrize(("labels", "missing"), [({"1": "a", "2": "b"}, 0), ({"0": "a", "2": "b"}, 1)])
+def test_labels_are_counted_from_0(
+    make_model: Callable[..., Path], head: str, labels: dict[str, str], missing: int
+) -> None:
+    folder = make_model("bert")
+    edit(folder / "config.json", id2label=labels)
+    read(folder)
+    edit(folder / "config.json", architectures=[f"BertFor{head}"])
+    with pytest.raises(ConfigError, match=rf"id2label must count the labels from 0, and has no {missing}"):
+        read(folder)
+    edit(folder / "config.json", id2label={"1": "b", "0": "a"})
+    read(folder)
+
+
 def test_importable_without_torch() -> None:
     import subprocess
     import sys
@@ -208,6 +281,7 @@ def test_tasks_of_saved_modules(make_model: Callable[..., Path]) -> None:
     ("prompts", "default"),
     [
         ({"query": None, "other": "o: "}, None),
+        ({"document": "d: "}, None),
         ({"query": None}, "query"),
         ({}, "query"),
         (None, "document"),
@@ -223,9 +297,19 @@ def test_prompts_are_those_of_sentence_transformers(
     edit(folder / "config_sentence_transformers.json", **changes, default_prompt_name=default)
     theirs = SentenceTransformer(str(folder), device="cpu")
     facts = read(folder)
-    assert facts.prompts == {name: theirs.prompts[name] for name in prompts or {}}
+    assert facts.prompts == theirs.prompts
     assert facts.default_prompt in ("", *facts.prompts)
     assert facts.prompts.get(facts.default_prompt, "") == theirs.prompts.get(default or "", "")
+
+
+@pytest.mark.parametrize("head", ["SequenceClassification", "TokenClassification"])
+def test_only_models_that_embed_have_prompts_of_their_own(make_model: Callable[..., Path], head: str) -> None:
+    folder = make_model("bert")
+    edit(folder / "config.json", architectures=[f"BertFor{head}"])
+    assert read(folder).prompts == {}
+    edit(folder / "config_sentence_transformers.json", default_prompt_name="query")
+    with pytest.raises(ConfigError, match="query is not one of the prompts"):
+        read(folder)
 
 
 def test_a_default_prompt_that_is_none_of_the_prompts_is_refused(make_model: Callable[..., Path]) -> None:
@@ -249,6 +333,7 @@ def test_a_default_prompt_that_is_none_of_the_prompts_is_refused(make_model: Cal
             "max_position_embeddings must be a whole number",
         ),
         ("tokenizer.json", {"truncation": [3]}, "truncation must be an object"),
+        ("config.json", {"auto_map": ["AutoModel"]}, "auto_map must be an object"),
     ],
 )
 def test_a_value_of_the_wrong_kind_is_named(

@@ -12,6 +12,7 @@ import test_text_encoder
 import test_text_multi_vector
 import test_text_sequence
 import test_text_sparse
+import test_text_t5
 import test_text_token_classifier
 
 from gpu_server.client import Client
@@ -34,7 +35,8 @@ def families_of(test: Callable[..., Any]) -> set[str]:
 
 
 TESTED = {
-    "`embedding`": families_of(test_text_encoder.test_a_mixed_batch_equals_transformers_one_by_one),
+    "`embedding`": families_of(test_text_encoder.test_a_mixed_batch_equals_transformers_one_by_one)
+    | families_of(test_text_t5.test_a_sentence_t5_equals_sentence_transformers),
     "`embedding` (BGE-M3)": {test_text_multi_vector.FAMILY},
     "`sparse`": families_of(test_text_sparse.test_equals_sentence_transformers),
     "`reranker`, `classifier`": families_of(test_text_sequence.test_every_family_equals_transformers),

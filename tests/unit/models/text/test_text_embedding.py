@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Dense, Pooling, Transformer
 
 from gpu_server.errors import ConfigError, InvalidRequest
 from gpu_server.models.text.embedding import EmbeddingModel
@@ -217,6 +219,49 @@ def test_reserved_positions_shorten_the_limit(make_model: Callable[..., Path], f
         embed(model, rows_of([129], 96))
     with pytest.raises(ConfigError, match="128 positions"):
         loaded(folder, max_length=129)
+
+
+@pytest.mark.parametrize("saved", [1024, None])
+def test_positions_that_config_json_leaves_to_the_class_are_the_limit(
+    make_model: Callable[..., Path], saved: int | None
+) -> None:
+    folder = make_model("bert", max_position_embeddings=512)
+    for name, changes in (
+        ("config.json", {"max_position_embeddings": None}),
+        ("tokenizer_config.json", {"model_max_length": saved}),
+    ):
+        whole = {**json.loads((folder / name).read_text()), **changes}
+        (folder / name).write_text(json.dumps({k: v for k, v in whole.items() if v is not None}))
+    model = loaded(str(folder))
+    info = ModelInfo(name="m")
+    model.describe(info)
+    assert info.text is not None
+    assert info.text.max_length == 512
+    rows = rows_of([512], 96)
+    torch.testing.assert_close(embed(model, rows), theirs(str(folder), rows), atol=1e-5, rtol=1e-5)
+    with pytest.raises(InvalidRequest, match="max_length = 512"):
+        embed(model, rows_of([513], 96))
+    with pytest.raises(ConfigError, match="max_length 600 exceeds the model's 512 positions"):
+        loaded(str(folder), max_length=600)
+
+
+def test_dimensions_are_those_of_the_states_that_the_model_gives(
+    make_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    """OPT projects its hidden states to the size of its embeddings."""
+    plain = make_model("opt", word_embed_proj_dim=16, ffn_dim=48)
+    modules = [Transformer(str(plain)), Pooling(16, "lasttoken"), Dense(16, 8)]
+    SentenceTransformer(modules=modules, device="cpu").save_pretrained(str(tmp_path / "saved"))
+    rows = rows_of([7, 1, 30], 96)
+    for folder, size, hidden_size in ((plain, 16, 16), (tmp_path / "saved", 8, 16)):
+        model = loaded(str(folder))
+        info = ModelInfo(name="m")
+        model.describe(info)
+        assert info.text is not None
+        assert (info.dimensions, info.text.hidden_size) == (size, hidden_size)
+        got = embed(model, rows)
+        assert got.shape == (3, size)
+        torch.testing.assert_close(got, theirs(str(folder), rows), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.gpu

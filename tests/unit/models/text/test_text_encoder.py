@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel
+from transformers import AutoModel, AutoModelForSequenceClassification
 
 from gpu_server.errors import ConfigError, EngineStartFailed
 from gpu_server.models.text import attention, encoder, selfcheck
@@ -22,7 +22,7 @@ PACKED = [
     "albert", "bert", "camembert", "distilbert", "electra", "ernie", "eurobert", "gemma3_text", "gte",
     "jina_embeddings_v3", "llama", "mistral", "modernbert", "nomic_bert", "qwen2", "qwen3", "roberta", "xlm-roberta",
 ]  # fmt: skip
-PADDED = ["deberta-v2", "gemma2", "mpnet"]
+PADDED = ["deberta-v2", "gemma2", "ibert", "layoutlm", "longformer", "mpnet"]
 LENGTHS = np.array([3, 40, 1, 17, 3, 64, 9])
 
 
@@ -198,9 +198,80 @@ def test_the_pooler_is_not_needed(make_model: Callable[..., Path]) -> None:
     assert encoder.load(folder, CPU).model.pooler is None
 
 
-def test_an_encoder_decoder_is_refused(make_model: Callable[..., Path]) -> None:
-    with pytest.raises(ConfigError, match="encoder-decoder"):
-        encoder.load(make_model("t5", d_model=32, d_kv=8, d_ff=32, num_layers=1, num_heads=4), CPU)
+@pytest.mark.parametrize("kind", [AutoModel, AutoModelForSequenceClassification])
+def test_an_encoder_decoder_is_refused_whatever_its_weights_lack(
+    make_model: Callable[..., Path], kind: Any
+) -> None:
+    folder = make_model("bart", d_model=32, encoder_layers=1, decoder_layers=1, encoder_ffn_dim=48)
+    weights = load_file(folder / "model.safetensors")
+    kept = {name: value for name, value in weights.items() if not name.startswith("decoder")}
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ConfigError, match="bart is an encoder-decoder"):
+        encoder.load_model(kind, folder, CPU, "auto", "")
+
+
+T5 = {"d_model": 32, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 4, "decoder_start_token_id": 0}
+
+
+def test_a_t5_classifier_of_whole_texts_is_refused(make_model: Callable[..., Path]) -> None:
+    folder = make_model("t5", auto=AutoModelForSequenceClassification, **T5)
+    with pytest.raises(ConfigError, match="t5 is an encoder-decoder"):
+        encoder.load_model(AutoModelForSequenceClassification, folder, CPU, "auto", "")
+
+
+def test_a_text_is_as_long_as_the_class_has_positions_where_config_json_is_silent(
+    make_model: Callable[..., Path],
+) -> None:
+    folder = make_model("roberta", max_position_embeddings=512)
+    config = json.loads((folder / "config.json").read_text())
+    del config["max_position_embeddings"]
+    (folder / "config.json").write_text(json.dumps(config))
+    assert encoder.load(folder, CPU).positions == 510
+
+
+@pytest.mark.parametrize(
+    ("family", "overrides", "positions"),
+    [
+        ("bert", {}, 130),
+        ("mpt", {"d_model": 32, "n_layers": 2, "n_heads": 4, "max_seq_len": 90}, 90),
+        ("gpt2", {}, 130),
+    ],
+)
+def test_families_name_their_positions_differently(
+    make_model: Callable[..., Path], family: str, overrides: dict[str, Any], positions: int
+) -> None:
+    assert encoder.load(make_model(family, **overrides), CPU).positions == positions
+
+
+def test_a_padding_id_outside_the_table_is_not_filled_in(make_model: Callable[..., Path]) -> None:
+    folder = make_model("gemma2")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "pad_token_id": -1}))
+    ids = ids_of(LENGTHS)
+    made = loaded(folder)
+    assert made.runs == "padded"
+    with torch.inference_mode():
+        got = made(made.pack(ids, LENGTHS))
+    torch.testing.assert_close(got, torch.cat(stock_rows(folder, ids)), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("rest", [{}, {"intermediate_size": 40}])
+def test_weights_of_code_that_is_not_run_say_so(
+    make_model: Callable[..., Path], rest: dict[str, Any]
+) -> None:
+    folder = make_model("bert")
+    weights = load_file(folder / "model.safetensors")
+    weights.pop("embeddings.position_embeddings.weight")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(EngineStartFailed) as without:
+        encoder.load(folder, CPU)
+    assert "auto_map" not in str(without.value)
+    config = json.loads((folder / "config.json").read_text())
+    own = {"AutoModel": "some/where--modeling_bert.JinaBertModel"}
+    (folder / "config.json").write_text(json.dumps({**config, **rest, "auto_map": own}))
+    with pytest.raises(EngineStartFailed, match=r"config\.json names code of its own \(auto_map\)") as caught:
+        encoder.load(folder, CPU)
+    assert len(str(caught.value).splitlines()) == 1
 
 
 @pytest.mark.gpu

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import heads
 import numpy as np
 import pytest
 import torch
@@ -26,8 +27,8 @@ def loaded(folder: Path) -> Encoder:
     return made
 
 
-def adopt(made: Encoder, *, bfloat16: bool = False) -> str:
-    return onednn.adopt(made, selfcheck.probe(made, 128), bfloat16=bfloat16)
+def adopt(made: Encoder, rounded: str = "") -> str:
+    return onednn.adopt(made, selfcheck.probe(made, 128), rounded=rounded)
 
 
 def kinds(made: Encoder) -> list[type[nn.Module]]:
@@ -57,7 +58,7 @@ def test_bfloat16_products_where_they_are_near_enough(
     monkeypatch.setattr(onednn, "multiplies_bfloat16", lambda: True)
     made = loaded(make_model("bert"))
     want = states(made)
-    assert adopt(made, bfloat16=True) == "bfloat16"
+    assert adopt(made, "mean") == "bfloat16"
     got = states(made)
     assert got.dtype == torch.float32
     assert not torch.equal(got, want)
@@ -70,7 +71,28 @@ def test_float32_products_where_bfloat16_is_too_far_off(
 ) -> None:
     monkeypatch.setattr(onednn, "multiplies_bfloat16", lambda: True)
     monkeypatch.setattr(onednn, "BFLOAT16_COSINE", limit)
-    assert adopt(loaded(make_model("bert")), bfloat16=True) == "float32"
+    assert adopt(loaded(make_model("bert")), "mean") == "float32"
+
+
+@pytest.mark.parametrize(("pooling", "products"), [("mean", "bfloat16"), ("lasttoken", "float32")])
+def test_bfloat16_products_are_judged_by_the_vectors_that_are_served(
+    make_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, pooling: str, products: str
+) -> None:
+    monkeypatch.setattr(onednn, "multiplies_bfloat16", lambda: True)
+    monkeypatch.setattr(onednn, "BFLOAT16_COSINE", 0.9998)
+    model = heads.loaded(make_model("qwen3", hidden_size=64), pooling=pooling)
+    assert model._products == products
+
+
+@pytest.mark.parametrize("family", ["mamba", "falcon_mamba"])
+def test_layers_whose_weights_the_model_takes_itself_are_put_back(
+    make_model: Callable[..., Path], family: str
+) -> None:
+    made = loaded(make_model(family, state_size=4))
+    want, before = states(made), kinds(made)
+    assert adopt(made) == ""
+    assert kinds(made) == before
+    assert torch.equal(states(made), want)
 
 
 def test_layers_that_give_other_numbers_are_put_back(

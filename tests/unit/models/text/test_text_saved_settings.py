@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 from heads import facts, loaded, run
 from sentence_transformers import SentenceTransformer, SparseEncoder
+from sentence_transformers.base.modules import Transformer
 from tokenizers import Tokenizer
 from transformers import AutoModelForMaskedLM
 
 from gpu_server.errors import ConfigError
+from gpu_server.models.text import transformer_settings
 from gpu_server.models.text.checkpoint import read
 from gpu_server.models.text.model import TextModel
 from gpu_server.tokenizing import TextTokenizer
@@ -41,6 +43,11 @@ def saved(make_model: MakeModel, **settings: Any) -> Path:
     folder = make_model("bert", pooling="mean")
     (folder / NAMES[0]).write_text(json.dumps(settings))
     return folder
+
+
+def forward(output: Any = "last_hidden_state") -> dict[str, Any]:
+    """What sentence-transformers 6 saves of which output of a model it takes."""
+    return {"text": {"method": "forward", "method_output_name": output}}
 
 
 def answer(model: TextModel, texts: list[str], **params: Any) -> Tensors:
@@ -137,15 +144,53 @@ def test_lengths_in_arguments(make_model: MakeModel, settings: dict[str, Any]) -
         ({"processing_kwargs": {"common": {"x": 1}}}, "common in processing_kwargs"),
         ({"processing_kwargs": ["text"]}, "processing_kwargs must be an object"),
         ({"processor_kwargs": {"truncation_side": "middle"}}, "not 'middle'"),
+        ({"modality_config": forward(["hidden_states", -2])}, "modality_config must be last_hidden_state"),
+        ({"modality_config": {"text": {"method": "get_text_features", "method_output_name": "last_hidden_state"}}},
+         "modality_config must be last_hidden_state of forward"),
+        ({"modality_config": {"image": forward()["text"]}}, "modality_config must be last_hidden_state"),
+        ({"modality_config": {**forward(), "message": forward()["text"]}}, "message in modality_config"),
+        ({"modality_config": ["text"]}, "modality_config must be an object"),
+        ({"modality_config": {"text": "forward"}}, "text must be an object"),
+        ({"module_output_name": "sentence_embedding"}, "module_output_name must be token_embeddings"),
+        ({"transformer_task": "sequence-classification", "modality_config": forward()}, "must be logits of forward"),
+        ({"tokenizer_name_or_path": "other"}, "tokenizer_name_or_path is not supported"),
+        ({"query_length": 32}, "query_length is not supported"),
+        ({"document_length": 32}, "document_length is not supported"),
+        ({"query_expansion": {"strategy": "min", "length": 32}}, "query_expansion is not supported"),
         ({"max_seq_length": "100"}, "max_seq_length must be a whole number, not '100'"),
         ({"max_seq_length": 1.5}, "max_seq_length must be a whole number"),
         ({"max_seq_length": True}, "max_seq_length must be a whole number"),
     ],
-)
+)  # fmt: skip
 def test_other_arguments_are_refused(make_model: MakeModel, settings: dict[str, Any], named: str) -> None:
     folder = saved(make_model, **settings)
     with pytest.raises(ConfigError, match=named):
         read(folder)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"modality_config": forward(), "module_output_name": "token_embeddings"},
+        {"modality_config": forward(["last_hidden_state"]), "module_output_name": "token_embeddings"},
+        {"modality_config": {**forward(), "image": forward()["text"]}, "module_output_name": "token_embeddings"},
+        {"transformer_task": "feature-extraction", "unpad_inputs": False, "query_length": None},
+        {"max_seq_length": 100, "do_lower_case": False, "cache_dir": None, "query_expansion": None},
+    ],
+)  # fmt: skip
+def test_what_every_version_saves_of_an_ordinary_model_is_served(
+    make_model: MakeModel, settings: dict[str, Any]
+) -> None:
+    assert_equal_to_theirs(saved(make_model, **settings))
+
+
+@pytest.mark.parametrize("task", ["feature-extraction", "fill-mask", "sequence-classification"])
+def test_what_is_saved_of_each_task_is_read(make_model: MakeModel, tmp_path: Path, task: Any) -> None:
+    folder = make_model("bert", auto=AutoModelForMaskedLM)
+    made = Transformer(str(folder), transformer_task=task)
+    made.save(str(tmp_path / "saved"))
+    assert "modality_config" in json.loads((tmp_path / "saved" / NAMES[0]).read_text())
+    assert transformer_settings.read(tmp_path / "saved").task == task
 
 
 @pytest.mark.parametrize("changes", [{"truncate_dim": 0}, {"truncate_dim": "16"}, {"max_active_dims": -1}])

@@ -60,7 +60,7 @@ def test_every_family_equals_transformers(make_model: MakeModel, family: str) ->
     folder = make(make_model, family)
     model = loaded(folder)
     assert isinstance(model, SequenceModel)
-    assert model._reads != "whole"
+    assert (model._reads == "whole") == (family == "longformer")
     assert_equal_to_stock(folder, model)
 
 
@@ -129,6 +129,9 @@ def test_the_last_token_may_be_padding(make_model: MakeModel) -> None:
         (1, {}, "reranker", "sigmoid"),
         (3, {}, "classifier", "softmax"),
         (3, {"problem_type": "multi_label_classification"}, "classifier", "sigmoid"),
+        (3, {"problem_type": "single_label_classification"}, "classifier", "softmax"),
+        (3, {"problem_type": "regression"}, "classifier", "identity"),
+        (1, {"problem_type": "regression"}, "reranker", "sigmoid"),
         (1, {"sentence_transformers": {"activation_fn": "torch.nn.modules.linear.Identity"}}, "reranker", "identity"),
         (2, {"sbert_ce_default_activation_function": "torch.nn.modules.linear.Identity"}, "classifier", "identity"),
     ],

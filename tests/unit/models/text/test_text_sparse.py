@@ -58,6 +58,8 @@ def theirs(folder: Path, rows: list[Any]) -> Any:
         ("bert", {"activation_function": "log1p_relu"}),
         ("bert", {"pooling_strategy": "sum"}),
         ("distilbert", {"pooling_strategy": "sum", "activation_function": "log1p_relu"}),
+        ("layoutlm", {}),
+        ("longformer", {}),
         ("modernbert", {}),
         ("mpnet", {}),
     ],

@@ -17,7 +17,10 @@ from gpu_server.models.text.stock_head import StockHead
 MakeModel = Callable[..., Path]
 
 
-@pytest.mark.parametrize("family", ["bert", "deberta-v2", "distilbert", "modernbert", "qwen3", "roberta"])
+@pytest.mark.parametrize(
+    "family",
+    ["bert", "deberta-v2", "distilbert", "layoutlm", "longformer", "modernbert", "qwen3", "roberta", "t5"],
+)
 def test_equals_transformers(make_model: MakeModel, family: str) -> None:
     folder = make_model(family, auto=AutoModelForTokenClassification, num_labels=5)
     model = loaded(folder)

@@ -172,3 +172,133 @@ def test_one_that_cannot_be_added_is_refused(make_model: MakeModel, post_process
     bytes_with_end(folder, post_processor, eos_token=token)
     with pytest.raises(ConfigError, match="add_eos_token"):
         read(folder)
+
+
+def of_bytes(folder: Path, pre_tokenizer: Any, *, roberta: bool, roberta_space: bool = False) -> None:
+    words = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", END, *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    tokenizer = Tokenizer(models.BPE({word: i for i, word in enumerate(words)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizer
+    if roberta:
+        tokenizer.post_processor = processors.RobertaProcessing(
+            ("</s>", 2), ("<s>", 0), add_prefix_space=roberta_space
+        )
+    tokenizer.add_special_tokens(words[:6])
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+
+def assert_equal_to_theirs(folder: Path, texts: list[str], *, differs: bool = True) -> None:
+    """differs: whether tokenizer.json alone gives others."""
+    theirs = AutoTokenizer.from_pretrained(folder)
+    want = [theirs(text, add_special_tokens=False)["input_ids"] for text in texts]
+    assert [ours(folder).encode(text, add_special_tokens=False).ids for text in texts] == want
+    before = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    assert ([before.encode(text, add_special_tokens=False).ids for text in texts] != want) == differs
+
+
+@pytest.mark.parametrize("space", [True, False])
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [
+        ("roberta", "RobertaTokenizer"),
+        ("roberta", "RobertaTokenizerFast"),
+        ("roberta", None),
+        ("longformer", "LongformerTokenizer"),
+        ("longformer", None),
+        ("deberta", "DebertaTokenizer"),
+        ("gpt2", "GPT2Tokenizer"),
+        ("qwen3", None),
+        ("qwen2", "Qwen2Tokenizer"),
+        ("bert", "GPT2Tokenizer"),
+    ],
+)
+def test_a_space_before_a_text_as_byte_tokenizers_say(
+    make_model: MakeModel, family: str, name: str | None, space: bool
+) -> None:
+    folder = make_model("bert")
+    (folder / "config.json").write_text(json.dumps({"model_type": family}))
+    of_bytes(
+        folder,
+        pre_tokenizers.Sequence([pre_tokenizers.ByteLevel(add_prefix_space=not space)]),
+        roberta=family in ("roberta", "longformer"),
+        roberta_space=not space,
+    )
+    special = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
+    configure(folder, add_prefix_space=space, **special, **({"tokenizer_class": name} if name else {}))
+    assert_equal_to_theirs(folder, ["ab", " ab", "a b"])
+    theirs = AutoTokenizer.from_pretrained(folder)
+    for text in ("ab", " ab"):
+        want = theirs(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+        assert ours(folder).encode(text, add_special_tokens=False).offsets == want
+
+
+@pytest.mark.parametrize(
+    ("family", "config"),
+    [
+        ("modernbert", {"add_prefix_space": True, "tokenizer_class": "RobertaTokenizer"}),
+        ("mistral", {"add_prefix_space": True, "tokenizer_class": "GPT2Tokenizer"}),
+        ("roberta", {"add_prefix_space": True, "tokenizer_class": "PreTrainedTokenizerFast"}),
+        ("roberta", {"add_prefix_space": False}),
+    ],
+)
+def test_no_space_where_none_is_asked_for(make_model: MakeModel, family: str, config: dict[str, Any]) -> None:
+    folder = make_model("bert")
+    (folder / "config.json").write_text(json.dumps({"model_type": family}))
+    of_bytes(folder, pre_tokenizers.ByteLevel(add_prefix_space=False), roberta=True)
+    configure(folder, **config)
+    assert_equal_to_theirs(folder, ["ab", " ab", "a b"], differs=False)
+    assert read(folder).tokenizer_json == (folder / "tokenizer.json").read_bytes()
+
+
+def token(content: str, **traits: bool) -> dict[str, Any]:
+    plain = {"lstrip": False, "rstrip": False, "normalized": False, "single_word": False, "special": False}
+    return {"content": content, **plain, **traits}
+
+
+@pytest.mark.parametrize("name", ["BertTokenizer", "PreTrainedTokenizerFast"])
+@pytest.mark.parametrize(
+    ("listed", "differs"),
+    [
+        ({"12": token("w hello")}, True),
+        ({"12": token("zz"), "13": token("yy")}, True),
+        ({"13": token("yy"), "7": token("zz")}, True),
+        ({"5": token("hello", single_word=True)}, False),
+        ({"4": token("[MASK]", lstrip=True, special=True)}, False),
+        ({"4": token("[MASK]", special=True)}, False),
+    ],
+)
+def test_tokens_of_the_config_are_added(
+    make_model: MakeModel, name: str, listed: dict[str, Any], differs: bool
+) -> None:
+    folder = make_model("bert")
+    word_pieces(folder, lowercase=True)
+    special = {"0": "[PAD]", "1": "[UNK]", "2": "[CLS]", "3": "[SEP]"}
+    listed = {**{key: token(word, special=True) for key, word in special.items()}, **listed}
+    configure(folder, tokenizer_class=name, added_tokens_decoder=listed)
+    texts = ["w hello", "hello zz w", "yyzz cafe", "a [MASK] b"]
+    assert_equal_to_theirs(folder, texts, differs=differs)
+
+
+@pytest.mark.parametrize(
+    ("listed", "named"),
+    [
+        (["zz"], "added_tokens_decoder must be an object"),
+        ({"12": "zz"}, "12 must be an object"),
+        ({"12": {"content": 3}}, "added_tokens_decoder cannot be used"),
+        ({"last": token("zz")}, "added_tokens_decoder cannot be used"),
+    ],
+)
+def test_tokens_that_are_none_are_refused(make_model: MakeModel, listed: Any, named: str) -> None:
+    folder = make_model("bert")
+    configure(folder, added_tokens_decoder=listed)
+    with pytest.raises(ConfigError, match=rf"tokenizer_config\.json: {named}"):
+        read(folder)
+
+
+@pytest.mark.parametrize("saved", [3, [3], [{"id": 12}]])
+def test_a_tokenizer_with_tokens_that_are_none_is_refused(make_model: MakeModel, saved: Any) -> None:
+    folder = make_model("bert")
+    path = folder / "tokenizer.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "added_tokens": saved}))
+    configure(folder, added_tokens_decoder={"12": token("zz")})
+    with pytest.raises(ConfigError, match=r"tokenizer\.json cannot be used"):
+        read(folder)
