@@ -43,6 +43,8 @@ _SAVED_TASKS: dict[Task, str] = {
     "scores": "sequence-classification",
     "token_classifier": "token-classification",
 }
+# Families that look at distances alone, whatever number of positions their files name.
+_RELATIVE = ("t5", "mt5", "umt5")
 _LABELLED: tuple[Task, ...] = ("scores", "token_classifier")
 
 
@@ -66,8 +68,9 @@ class Checkpoint:
     pooling: one of POOLINGS, or several joined by "+". pools_prompt: whether a prompt's tokens take part in it.
     dense: folders of the Dense modules. dimensions: of an embedding, how many are kept unless a request says otherwise,
     0 for all. activation: of scores, as sentence-transformers saved it, or "".
-    max_length: longest item in tokens, special tokens included, as far as the files say. prompts: text by name;
-    default_prompt: one of these names, or "". truncation_direction: the side on which over-long texts are cut.
+    max_length: longest item in tokens, special tokens included. positions: as config.json counts them, 0 if it does
+    not; a family may reserve some of them. prompts: text by name; default_prompt: one of these names, or "".
+    truncation_direction: the side on which over-long texts are cut.
     """
 
     folder: Path
@@ -81,6 +84,7 @@ class Checkpoint:
     splade: Splade
     activation: Activation
     max_length: int
+    positions: int
     prompts: dict[str, str]
     default_prompt: str
     truncation_direction: Direction
@@ -142,6 +146,7 @@ def read(folder: Path, pooling: str = "") -> Checkpoint:
         splade=_splade(listed, kept=_count(saved_path, saved, "max_active_dims")),
         activation=_activation(inner, config, saved),
         max_length=_max_length(inner, settings, positions),
+        positions=positions,
         prompts=prompts,
         default_prompt=default_prompt,
         truncation_direction=tokenizer.direction,
@@ -239,7 +244,7 @@ def _activation(folder: Path, config: dict[str, Any], saved: dict[str, Any]) -> 
         "sigmoid": "sigmoid",
         "identity": "identity",
     }
-    found = known.get(name.rpartition(".")[2].lower())
+    found = known.get(str(name).rpartition(".")[2].lower())
     if found is None:
         raise ConfigError(f"{folder}: the activation {name} is not supported")
     return found
@@ -253,6 +258,8 @@ def _count(path: Path, saved: dict[str, Any], key: str) -> int:
 
 
 def _positions(path: Path, config: dict[str, Any]) -> int:
+    if config.get("model_type") in _RELATIVE:
+        return 0
     return max(whole(path, config, "max_position_embeddings") or whole(path, config, "n_positions"), 0)
 
 

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from numpy.typing import NDArray
 from transformers import (
     AutoConfig,
@@ -34,15 +35,16 @@ _CPU_OVERHEAD = 32
 _GPU_OVERHEAD = 16_384
 # Of encoder-decoders, those whose encoder is a model of its own: what holds its weights alone says is the same type.
 _T5_ENCODERS = {"t5": T5EncoderModel, "mt5": MT5EncoderModel, "umt5": UMT5EncoderModel}
-_POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len")
+_POSITIONS = ("max_position_embeddings", "n_positions")
+_POSITION_TABLES = ("position", "wpe")
 
 
 class Encoder:
     """A loaded model on one device. `runs` says how batches go through it; `selfcheck.choose` sets it.
 
     vocab_size: rows of its embedding table. token_types: how many it tells apart. first_position: what positions count
-    from. positions: tokens of the longest text that has a position for each; 0 for any. pooler: the model's own, if it had
-    one, taken out of its forward where that works without.
+    from. positions: tokens of the longest text that the model has a row for each position of; 0 where it keeps no such
+    table. pooler: the model's own, if it had one, taken out of its forward where that works without.
     """
 
     def __init__(self, model: Any, device: torch.device) -> None:
@@ -57,7 +59,7 @@ class Encoder:
         self.token_types = int(getattr(config, "type_vocab_size", 0) or 0)
         self.pad_id = _pad_id(config, self.vocab_size)
         self.first_position = _first_position(model)
-        self.positions = max(_positions(config) - self.first_position, 0)
+        self.positions = max(_positions(model, config) - self.first_position, 0)
         self._stock_attention: str = model.config._attn_implementation
         self.runs: Runs = "padded"
 
@@ -159,7 +161,7 @@ def _from_pretrained(kind: Any, folder: Path, dtype: torch.dtype) -> Any:
                 weights_only=True,
                 output_loading_info=True,
             )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AssertionError, StrictDataclassError) as error:
         raise ConfigError(f"{folder}: {_first_line(error)}") from None
     except RuntimeError as error:
         raise EngineStartFailed(f"{folder}: {_first_line(error)}{code}") from error
@@ -194,10 +196,20 @@ def _pad_id(config: Any, vocab_size: int) -> int:
     return pad_id if 0 <= pad_id < vocab_size else 0
 
 
-def _positions(config: Any) -> int:
-    """How many positions there are, by the names that families have for it; 0 for any number, of which XLNet says −1."""
-    named = (getattr(config, name, None) or 0 for name in _POSITIONS)
-    return min((int(count) for count in named if count > 0), default=0)
+def _positions(model: Any, config: Any) -> int:
+    """How many positions a table has rows for, some families having up to two rows more; 0 without a table.
+
+    That the config names a number says little: of rotary models it may be a default of the class.
+    """
+    if config.model_type == "mpt":
+        return int(config.max_seq_len)
+    tables = [
+        len(table)
+        for name, table in model.named_parameters()
+        if any(part in name for part in _POSITION_TABLES)
+    ]
+    named = [count for name in _POSITIONS if isinstance(count := getattr(config, name, None), int)]
+    return min((count for count in named if any(0 <= rows - count <= 2 for rows in tables)), default=0)
 
 
 def _first_position(model: Any) -> int:

@@ -100,7 +100,7 @@ class TextModel(Model):
         if self.inputs is not PAIRS:
             self._types = token_types.of_texts(self._facts.folder, self._facts.tokenizer_json, self._encoder)
         self._max_length = self._limit_length()
-        steady.settle(self._encoder.model, self._max_length)
+        steady.settle(self._encoder.model, self._max_length, self._facts.folder)
         selfcheck.choose(self._encoder, self._max_length, packed=self._wants_packed)
         probe = selfcheck.probe(self._encoder, self._max_length, onednn.TIMES)
         may_round = self.may_round and self._dtype == "auto"
@@ -204,7 +204,8 @@ class TextModel(Model):
         return None
 
     def _limit_length(self) -> int:
-        facts, positions = self._facts, self._encoder.positions
+        facts = self._facts
+        positions = self._encoder.positions or max(facts.positions - self._encoder.first_position, 0)
         if positions and self._wanted_length > positions:
             raise ConfigError(f"max_length {self._wanted_length} exceeds the model's {positions} positions")
         length = self._wanted_length or facts.max_length

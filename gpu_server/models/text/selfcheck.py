@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -14,12 +15,16 @@ from gpu_server.models.text.batch import Batch
 from gpu_server.models.text.encoder import Encoder
 from gpu_server.models.text.graphs import Inputs
 
+log = logging.getLogger(__name__)
+
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 # Longer texts are not part of the probe, which runs more than once.
 _LONGEST_PROBE = 512
 _NEIGHBOUR = 1
 _PAST = 9
 """How far texts reach past what a model looks at."""
+_LONGEST_ON_CPU = 1024
+"""Past a width beyond this a large model would take minutes on a CPU: there it runs padded, unchecked."""
 # How many tokens a model looks at, by what the configs of Transformers call it.
 _WIDTHS = (
     "sliding_window", "sliding_window_size", "window_size", "attention_window", "attention_window_size",
@@ -46,6 +51,8 @@ def choose(encoder: Encoder, max_length: int, *, packed: bool = True) -> None:
         raise EngineStartFailed(f"the model overflows in {dtype}: set dtype to bfloat16 or float32")
     if packed and _packs(encoder, ids, lengths, alone) and _packs_past_width(encoder, max_length):
         return
+    if packed:
+        log.info("runs padded: packed, a text does not get what it gets alone, or it is too long to know")
     encoder.use("padded")
     if not _agrees(_in_one_batch(encoder, encoder.pack(ids, lengths)), alone):
         raise EngineStartFailed(f"the model does not give the same numbers in a batch as alone ({dtype})")
@@ -126,6 +133,8 @@ def _packs_past_width(encoder: Encoder, max_length: int) -> bool:
     width = _width(encoder, max_length)
     if not width:
         return True
+    if encoder.device.type == "cpu" and width > _LONGEST_ON_CPU:
+        return False
     # In half precision a few tokens too many among hundreds would not show.
     past = _PAST if encoder.dtype == torch.float32 else max(width, _PAST)
     length = min(width + past, max_length)
@@ -175,8 +184,8 @@ def _lengths(encoder: Encoder, max_length: int) -> NDArray[np.int64]:
 def _width(encoder: Encoder, max_length: int) -> int:
     """The most tokens that the model looks back, of what texts may be longer than; 0 where it sees whole texts."""
     config = encoder.model.config.get_text_config()
-    named = [np.atleast_1d(getattr(config, name, None) or 0).tolist() for name in _WIDTHS]
-    widths = [width for some in named for width in some if isinstance(width, int)]
+    named = [getattr(config, name, None) for name in _WIDTHS]
+    widths = [w for some in named for w in (some if isinstance(some, list) else [some]) if isinstance(w, int)]
     return max((width for width in widths if 0 < width < max_length), default=0)
 
 

@@ -71,6 +71,6 @@ def _says_other_than_0(post_processor: Any) -> bool:
     """Whether a template for a single text, among the post-processors, has a token type other than 0."""
     if not isinstance(post_processor, dict):
         return False
-    if any(_says_other_than_0(part) for part in post_processor.get("processors", [])):
+    if any(_says_other_than_0(part) for part in post_processor.get("processors") or []):
         return True
     return re.search(r'"type_id": [1-9]', json.dumps(post_processor.get("single"))) is not None

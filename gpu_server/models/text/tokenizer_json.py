@@ -94,7 +94,7 @@ def _as_configured(
     saved: Mapping[str, Any], config: dict[str, Any], model: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The steps that classes of Transformers make anew from tokenizer_config.json, where that says anything."""
-    kind = model.get("model_type")
+    kind = str(model.get("model_type"))
     name = str(config.get("tokenizer_class") or model.get("tokenizer_class") or "").removesuffix("Fast")
     if kind in _AS_SAVED:
         return {}
@@ -112,7 +112,7 @@ def _spaced(step: Any, kind: str, space: bool) -> Any:
     """A step, told whether a space is put before a text where it is of that kind."""
     if not isinstance(step, dict):
         return step
-    if "pretokenizers" in step:
+    if isinstance(step.get("pretokenizers"), list):
         return {**step, "pretokenizers": [_spaced(part, kind, space) for part in step["pretokenizers"]]}
     return {**step, "add_prefix_space": space} if step.get("type") == kind else step
 
@@ -136,12 +136,13 @@ def _missing_tokens(path: Path, config: dict[str, Any], spec: Mapping[str, Any])
         return []
     saved = spec.get("added_tokens")
     # What is no token here is for the library to complain of.
-    known = [_traits(token) for token in saved if isinstance(token, dict)] if isinstance(saved, list) else []
+    tokens_there = [token for token in saved if isinstance(token, dict)] if isinstance(saved, list) else []
+    known = {str([token.get(trait) for trait in _TRAITS]) for token in tokens_there}
     try:
         tokens = [AddedToken(**_traits(mapping(path, listed, key))) for key in sorted(listed, key=int)]
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{path}: added_tokens_decoder cannot be used: {error}") from None
-    return [token for token in tokens if {trait: getattr(token, trait) for trait in _TRAITS} not in known]
+    return [token for token in tokens if str([getattr(token, trait) for trait in _TRAITS]) not in known]
 
 
 def _traits(token: dict[str, Any]) -> dict[str, Any]:

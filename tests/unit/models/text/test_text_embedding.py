@@ -245,6 +245,24 @@ def test_positions_that_config_json_leaves_to_the_class_are_the_limit(
         loaded(str(folder), max_length=600)
 
 
+def test_rotary_positions_have_no_limit_but_what_config_json_says(make_model: Callable[..., Path]) -> None:
+    """As nomic's folders are: the class has a default of 2048, which is the size of nothing."""
+    folder = make_model("nomic_bert")
+    for name, changes in (
+        ("config.json", {"max_position_embeddings": None, "n_positions": 8192}),
+        ("tokenizer_config.json", {"model_max_length": 8192}),
+    ):
+        whole = {**json.loads((folder / name).read_text()), **changes}
+        (folder / name).write_text(json.dumps({k: v for k, v in whole.items() if v is not None}))
+    info = ModelInfo(name="m")
+    loaded(str(folder)).describe(info)
+    assert info.text is not None
+    assert info.text.max_length == 8192
+    loaded(str(folder), max_length=4096)
+    with pytest.raises(ConfigError, match="max_length 8193 exceeds the model's 8192 positions"):
+        loaded(str(folder), max_length=8193)
+
+
 def test_dimensions_are_those_of_the_states_that_the_model_gives(
     make_model: Callable[..., Path], tmp_path: Path
 ) -> None:

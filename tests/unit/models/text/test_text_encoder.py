@@ -235,6 +235,9 @@ def test_a_text_is_as_long_as_the_class_has_positions_where_config_json_is_silen
         ("bert", {}, 130),
         ("mpt", {"d_model": 32, "n_layers": 2, "n_heads": 4, "max_seq_len": 90}, 90),
         ("gpt2", {}, 130),
+        ("opt", {"ffn_dim": 64, "word_embed_proj_dim": 32}, 130),
+        ("nomic_bert", {}, 0),
+        ("bert", {"max_seq_len": 90}, 130),
     ],
 )
 def test_families_name_their_positions_differently(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,17 @@ def checked(folder: Path, max_length: int, **options: Any) -> Encoder:
     made = encoder.load(folder, CPU, **options)
     selfcheck.choose(made, max_length)
     return made
+
+
+def test_past_a_window_too_wide_to_check_on_a_cpu_it_runs_padded_and_says_so(
+    make_model: MakeModel, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = make_model("mistral", **GQA, sliding_window=1100, max_position_embeddings=4096)
+    with caplog.at_level(logging.INFO):
+        assert checked(folder, 1100).runs == "packed"
+        assert "runs padded" not in caplog.text
+        assert checked(folder, 4096).runs == "padded"
+    assert "runs padded" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,7 @@ class Reads(TorchDispatchMode):
 
 def settled(folder: Path, max_length: int = 130) -> Encoder:
     made = encoder.load(folder, CPU)
-    steady.settle(made.model, max_length)
+    steady.settle(made.model, max_length, folder)
     selfcheck.choose(made, max_length)
     return made
 
@@ -78,9 +79,11 @@ def test_rotary_positions_are_transformers_and_nothing_is_read(
 def test_texts_of_which_one_would_turn_the_others_are_refused(
     make_model: MakeModel, family: str, config: dict[str, Any]
 ) -> None:
-    made = encoder.load(make_model(family, **config), CPU)
-    with pytest.raises(ConfigError, match=r"turns all texts .* set max_length to 130 or less$"):
-        steady.settle(made.model, 131)
+    folder = make_model(family, **config)
+    made = encoder.load(folder, CPU)
+    words = rf"^{re.escape(str(folder))}: .* turns all texts .* set max_length to 130 or less$"
+    with pytest.raises(ConfigError, match=words):
+        steady.settle(made.model, 131, folder)
 
 
 def test_kinds_are_told_apart_where_layers_differ(make_model: MakeModel) -> None:
@@ -110,7 +113,7 @@ def test_a_model_settles_before_it_is_checked(make_model: MakeModel) -> None:
 def test_big_bird_attends_to_all_from_the_first_text_on(make_model: MakeModel) -> None:
     folder = make_model("big_bird", block_size=4, num_random_blocks=1)
     made = encoder.load(folder, CPU)
-    steady.settle(made.model, 130)
+    steady.settle(made.model, 130, folder)
     row = rows_of([100])[0]
     stock = AutoModel.from_pretrained(folder, attention_type="original_full").eval()
     with torch.inference_mode():

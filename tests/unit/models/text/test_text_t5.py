@@ -75,6 +75,16 @@ def test_a_sentence_t5_equals_sentence_transformers(
     assert (info.runs, info.dimensions) == ("padded", 24)
 
 
+def test_how_many_positions_its_files_name_is_no_limit_of_distances(make_model: Callable[..., Path]) -> None:
+    folder = make_model("t5", auto=_AsMade(T5EncoderModel), **T5, n_positions=512)
+    (text,) = rows_of([700])
+    want = T5EncoderModel.from_pretrained(folder).eval()
+    with torch.inference_mode():
+        vector = want(input_ids=torch.from_numpy(text)[None].long()).last_hidden_state[0].mean(0)
+    got = run(loaded(folder, dtype="float32", max_length=700, pooling="mean"), [text])["embedding"].to_numpy()
+    np.testing.assert_allclose(got[0], vector.numpy(), atol=1e-5, rtol=1e-5)
+
+
 def test_a_umt5_that_labels_tokens_is_no_encoder_decoder(make_model: Callable[..., Path]) -> None:
     """Its config.json goes on to say so, where those of its kin do not."""
     folder = make_model("umt5", auto=AutoModelForTokenClassification, num_labels=5, **T5)
