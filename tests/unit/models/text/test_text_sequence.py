@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import FAMILIES
+from families import FAMILIES
 from heads import CPU, facts, loaded, rows_of, run, stock_logits, types_of
 from sentence_transformers import CrossEncoder
 from test_text_forward import Recorder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import write
 from heads import facts, loaded, run, stock_logits
 from sentence_transformers import SentenceTransformer
 from tokenizers import Tokenizer
@@ -34,7 +34,7 @@ def set_template(folder: Path, single: str, names: list[str]) -> Path:
     tokenizer.post_processor = Sequence([template])  # type: ignore[assignment]
     tokenizer.save(path)
     own = {"tokenizer_class": "TokenizersBackend", "pad_token": "[PAD]", "model_input_names": names}
-    write(folder / "tokenizer_config.json", own)
+    (folder / "tokenizer_config.json").write_text(json.dumps(own))
     return folder
 
 
