@@ -46,8 +46,9 @@ def table(report: Any) -> str:
     lines = [
         f"{report.model}: {how}",
         f"matmul ceiling {report.ceiling_tflops:.3g} TFLOP/s in {report.ceiling_dtype}; "
-        f"load and warm-up {report.load_s:.1f} s, of which graphs {report.capture_s:.1f} s; "
-        f"device memory {report.memory_mib:.0f} MiB, of which graphs {report.capture_mib:.0f} MiB",
+        f"load and warm-up {report.load_s:.1f} s, of which kernels {report.kernels_s:.1f} s, "
+        f"graphs {report.capture_s:.2f} s; device memory {report.memory_mib:.0f} MiB, "
+        f"of which graphs {report.capture_mib:.0f} MiB",
         f"{one}: p50 {report.single_p50_us:.0f} us, p99 {report.single_p99_us:.0f} us",
         f"{cost:>8} {'items':>6} {'us/batch':>10} {rate:>9} {'of ceiling':>11} {'replay us':>10} {'of batch':>9}",
     ]

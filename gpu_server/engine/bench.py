@@ -33,6 +33,8 @@ SINGLE_TOKENS = 16
 LATENCY_RUNS = 500
 REPLAYS = 20
 SECONDS = 1.0
+ROUNDS = 5
+"""Batches and bare replays take turns: a GPU's clock moves in a second by more than they differ."""
 
 Progress = Callable[[str, float], None]
 
@@ -58,8 +60,8 @@ class Report(msgspec.Struct):
     """What `gpu-server bench forward` found. Times in microseconds unless named otherwise.
 
     texts: whether its items are texts. ceiling_dtype: of the products of `ceiling_tflops`; on a CPU the model's own.
-    load_s: from nothing to ready to serve. capture_s, capture_mib: what capturing the graphs took of that, and of device
-    memory; 0 without graphs.
+    load_s: from nothing to ready to serve. kernels_s, capture_s: of that, loading the kernels of the graphs, or building
+    them on a first start, and capturing. capture_mib: of device memory, the graphs. All three 0 without graphs.
     """
 
     model: str
@@ -71,6 +73,7 @@ class Report(msgspec.Struct):
     ceiling_dtype: str
     ceiling_tflops: float
     load_s: float
+    kernels_s: float
     capture_s: float
     capture_mib: float
     memory_mib: float
@@ -115,6 +118,7 @@ def run(source: str, shape: str, settings: config.EngineConfig, progress: Progre
         ceiling_dtype=str(dtype).removeprefix("torch."),
         ceiling_tflops=ceiling / 1e12,
         load_s=load_s,
+        kernels_s=captured.kernels if captured else 0.0,
         capture_s=captured.seconds if captured else 0.0,
         capture_mib=captured.memory / 2**20 if captured else 0.0,
         memory_mib=torch.cuda.memory_reserved(device) / 2**20 if device.type == "cuda" else 0.0,
@@ -165,8 +169,14 @@ def _products(info: ModelInfo) -> torch.dtype:
 def _throughput(loaded: LoadedModel, lengths: list[int], in_flight: int, ceiling: float) -> Row:
     budget = sum(lengths)
     inputs = _inputs(loaded, lengths)
-    batches = _timed_batches(loaded.runner, inputs, in_flight)
-    bare = _timed_replays(loaded, inputs)
+    graphed = getattr(loaded.model.collate(inputs, loaded.runner.device), "packed", None)
+    replay = graphed.bucket.replay if isinstance(graphed, Staged) else None
+    for _ in range(5):
+        loaded.runner.run(inputs)
+    rounds = [
+        (_timed_batches(loaded.runner, inputs, in_flight), _timed_replays(replay)) for _ in range(ROUNDS)
+    ]
+    batches, bare = (statistics.median(seconds) for seconds in zip(*rounds, strict=True))
     sums = shapes.operations(loaded.model, lengths) if loaded.info.text else 0.0
     return Row(
         tokens=budget,
@@ -175,41 +185,42 @@ def _throughput(loaded: LoadedModel, lengths: list[int], in_flight: int, ceiling
         tokens_per_s=budget / batches,
         ceiling_share=sums / batches / ceiling if sums else None,
         bare_us=bare * 1e6,
-        loop_share=bare / batches,
+        loop_share=statistics.median(bare / batch for batch, bare in rounds),
     )
 
 
-def _timed_replays(loaded: LoadedModel, inputs: Tensors) -> float:
-    """Seconds of one replay of the graph that such a batch runs in; 0 where it runs without one."""
-    staged = getattr(loaded.model.collate(inputs, loaded.runner.device), "packed", None)
-    if not isinstance(staged, Staged):
+def _timed_replays(replay: Callable[[], object] | None) -> float:
+    """Seconds of one replay of a batch's graph behind others; 0 where it runs without one."""
+    if replay is None:
         return 0.0
-    staged.bucket.replay()
-    torch.cuda.synchronize()
-    started, count = time.perf_counter(), 0
-    while time.perf_counter() - started < SECONDS / 2 or not count:
+    first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    started, count, milliseconds = time.perf_counter(), 0, 0.0
+    while time.perf_counter() - started < SECONDS / 2 / ROUNDS or not count:
+        # One ahead, so that the device never waits for the first to be launched.
+        replay()
+        first.record()
         for _ in range(REPLAYS):
-            staged.bucket.replay()
-        torch.cuda.synchronize()
+            replay()
+        last.record()
+        last.synchronize()
+        milliseconds += first.elapsed_time(last)
         count += REPLAYS
-    return (time.perf_counter() - started) / count
+    return milliseconds / 1e3 / count
 
 
 def _timed_batches(runner: Runner, inputs: Tensors, in_flight: int) -> float:
-    """Seconds a batch takes with `in_flight` of them started before the first is waited for, as in service."""
-    pending: deque[Any] = deque()
-    for _ in range(5):
-        runner.run(inputs)
+    """Seconds from one batch's answer to the next's with `in_flight` of them under way, as in service."""
+    pending: deque[Any] = deque(runner.enqueue(inputs, {}) for _ in range(in_flight))
+    pending.popleft().wait()
     started, count = time.perf_counter(), 0
-    while time.perf_counter() - started < SECONDS or count < 5:
+    while time.perf_counter() - started < SECONDS / ROUNDS or not count:
         pending.append(runner.enqueue(inputs, {}))
-        if len(pending) >= in_flight:
-            pending.popleft().wait()
-            count += 1
-    while pending:
         pending.popleft().wait()
         count += 1
-    return (time.perf_counter() - started) / count
+    seconds = (time.perf_counter() - started) / count
+    for batch in pending:
+        batch.wait()
+    return seconds
 
 
 def _latencies(loaded: LoadedModel) -> list[float]:

@@ -23,20 +23,44 @@ MAX_TOKENS, MAX_ITEMS, MAX_LENGTH = 16_384, 2048, 256
 Row = Any
 
 
-@pytest.fixture(scope="module")
-def runner() -> Iterator[Any]:
-    """all-MiniLM-L6-v2 in float16, as the engine runs it."""
+def started(folder: str, dtype: str, most: int, runs: str) -> Any:
+    """A model as the engine runs it."""
     from gpu_server.engine.runner import Runner
     from gpu_server.models.text.embedding import EmbeddingModel
 
     device = torch.device("cuda")
-    model = EmbeddingModel(model_folder(), dtype="float16")
+    model = EmbeddingModel(folder, dtype=dtype)
     model.load(device)
-    model.max_batch_tokens, model.max_batch_items = MAX_TOKENS, MAX_ITEMS
-    runs = Runner(model, device)
-    model.warm_up(runs.run)
-    assert model._forward.runs == "fused graphs"
-    yield runs
+    model.max_batch_tokens, model.max_batch_items = most, MAX_ITEMS
+    runner = Runner(model, device)
+    model.warm_up(runner.run)
+    assert model._forward.runs == runs
+    return runner
+
+
+@pytest.fixture(scope="module")
+def runner() -> Any:
+    """all-MiniLM-L6-v2 in float16."""
+    return started(model_folder(), "float16", MAX_TOKENS, "fused graphs")
+
+
+SHAPES = [
+    ("bert-base", "float16", 16_384, "fused graphs"),
+    ("bert-large", "float16", 16_384, "fused graphs"),
+    ("modernbert-base", "float16", 1024, "compiled graphs"),
+    ("qwen3-0.6b", "float16", 1024, "compiled graphs"),
+    ("qwen3-0.6b", "bfloat16", 1024, "compiled graphs"),
+]
+
+
+@pytest.fixture(scope="module", params=SHAPES, ids=[f"{shape}-{dtype}" for shape, dtype, *_ in SHAPES])
+def shaped(request: pytest.FixtureRequest) -> Iterator[tuple[Any, str, str, int]]:
+    """Random weights in the shape of a real model: the runner, its folder, dtype and largest batch."""
+    from gpu_server.engine import shapes
+
+    shape, dtype, most, runs = request.param
+    with shapes.folder(shape) as folder:
+        yield started(str(folder), dtype, most, runs), str(folder), dtype, most
 
 
 def rows_of(lengths: list[int], seed: int = 0) -> list[Row]:
@@ -64,42 +88,76 @@ def fill(tokens: int, seed: int) -> list[int]:
     return lengths
 
 
-def test_error_to_float32(runner: Any) -> None:
+def unit(vectors: Any) -> Any:
+    return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+
+
+def errors_to_float32(runner: Any, folder: str, dtype: str) -> tuple[float, float]:
+    """Relative errors of our embeddings and of those by Transformers' own half precision."""
     from transformers import AutoModel
 
-    rows = rows_of([1, 2, 256, *(fill(8000, 3))])
+    rows = rows_of([1, 2, 256, *fill(8000, 3)])
+    pooling = runner.model._facts.pooling
 
     def stock(dtype: Any) -> Any:
-        model = AutoModel.from_pretrained(model_folder(), dtype=dtype).to("cuda").eval().requires_grad_(False)
+        model = AutoModel.from_pretrained(folder, dtype=dtype).to("cuda").eval().requires_grad_(False)
         made = []
         for row in rows:
             hidden = model(torch.from_numpy(row)[None].long().to("cuda")).last_hidden_state[0].float()
-            made.append(torch.nn.functional.normalize(hidden.mean(0), dim=0))
-        return torch.stack(made).cpu().numpy()
+            made.append({"mean": hidden.mean(0), "cls": hidden[0], "lasttoken": hidden[-1]}[pooling])
+        return unit(torch.stack(made).cpu().numpy())
 
-    want, half = stock(torch.float32), stock(torch.float16)
-    ours, theirs = (np.linalg.norm(got - want) / np.linalg.norm(want) for got in (embed(runner, rows), half))
-    print(f"error to float32 {ours:.2e}, Transformers' own float16 {theirs:.2e}")
+    want, half = stock(torch.float32), stock(getattr(torch, dtype))
+    ours, theirs = (
+        np.linalg.norm(got - want) / np.linalg.norm(want) for got in (unit(embed(runner, rows)), half)
+    )
+    print(f"{folder}, {dtype}, {pooling}: error to float32 {ours:.2e}, Transformers' own {theirs:.2e}")
+    return ours, theirs
+
+
+def least_cosine(runner: Any, length: int, most: int) -> float:
+    """Of a text alone to itself in every bucket, with others around it."""
+    from gpu_server.models.text.graphs import ladder
+
+    text = rows_of([length], 9)
+    alone = unit(embed(runner, text)[0])
+    worst = 1.0
+    for bucket in (size for size in ladder(most) if size > length):
+        for seed in range(2):
+            others = rows_of(fill(bucket - length, bucket + seed), seed)
+            for rows in ([*text, *others], [*others, *text], [*others[:1], *text]):
+                if sum(map(len, rows)) <= most:
+                    place = next(i for i, row in enumerate(rows) if row is text[0])
+                    worst = min(worst, float(unit(embed(runner, rows)[place]) @ alone))
+    print(f"{length} tokens: least cosine to itself {worst:.7f}")
+    return worst
+
+
+def test_error_to_float32(runner: Any) -> None:
+    ours, theirs = errors_to_float32(runner, model_folder(), "float16")
     assert ours <= 3e-3
+    assert ours <= 1.1 * theirs
+
+
+def test_error_to_float32_of_each_shape(shaped: tuple[Any, str, str, int]) -> None:
+    runner, folder, dtype, _ = shaped
+    ours, theirs = errors_to_float32(runner, folder, dtype)
+    # bfloat16 has three bits less of each number.
+    assert ours <= (3e-3 if dtype == "float16" else 8 * 3e-3)
     assert ours <= 1.1 * theirs
 
 
 @pytest.mark.parametrize("length", [1, 7, 100, MAX_LENGTH])
 def test_a_text_is_the_same_alone_and_in_every_bucket(runner: Any, length: int) -> None:
-    from gpu_server.models.text.graphs import ladder
+    assert least_cosine(runner, length, MAX_TOKENS) >= 0.9999
 
-    text = rows_of([length], 9)
-    alone = embed(runner, text)[0]
-    worst = 1.0
-    for bucket in (size for size in ladder(MAX_TOKENS) if size > length):
-        for seed in range(2):
-            others = rows_of(fill(bucket - length, bucket + seed), seed)
-            for rows in ([*text, *others], [*others, *text], [*others[:1], *text]):
-                if sum(map(len, rows)) <= MAX_TOKENS:
-                    place = next(i for i, row in enumerate(rows) if row is text[0])
-                    worst = min(worst, float(embed(runner, rows)[place] @ alone))
-    print(f"{length} tokens: least cosine to itself {worst:.7f}")
-    assert worst >= 0.9999
+
+@pytest.mark.parametrize("length", [1, 7, 100, MAX_LENGTH])
+def test_a_text_is_the_same_in_every_bucket_of_each_shape(
+    shaped: tuple[Any, str, str, int], length: int
+) -> None:
+    runner, _, _, most = shaped
+    assert least_cosine(runner, length, most) >= 0.9999
 
 
 @pytest.mark.parametrize(
@@ -155,6 +213,10 @@ WAITS_FOR_THE_DEVICE = """
 head = model._forward._head
 model._forward._head = lambda hidden, offsets: (hidden.sum().item(), head(hidden, offsets))[1]
 """
+CANNOT_BE_CAPTURED = """
+head = model._forward._head
+model._forward._head = lambda hidden, offsets: (torch.cuda.synchronize(), head(hidden, offsets))[1]
+"""
 
 
 def start(spoil: str, **changed: str) -> str:
@@ -180,9 +242,15 @@ def test_a_capture_without_enough_memory() -> None:
 
 
 def test_a_capture_that_fails() -> None:
-    said = start(WAITS_FOR_THE_DEVICE)
+    said = start(CANNOT_BE_CAPTURED)
     assert "raises: EngineStartFailed" in said, said
     assert "start with --no-graphs" in said
+
+
+def test_a_forward_that_waits_for_the_device_runs_without_graphs() -> None:
+    said = start(WAITS_FOR_THE_DEVICE)
+    assert "runs: packed" in said, said
+    assert "waits for the device" in said
 
 
 def test_without_a_c_compiler(tmp_path: Path) -> None:

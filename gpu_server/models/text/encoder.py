@@ -30,6 +30,7 @@ from gpu_server.models.text.batch import Batch, pack
 
 Runs = Literal["packed", "padded"]
 DTYPES = ("float32", "float16", "bfloat16")
+_ON_A_GPU = ("float16", "bfloat16", "float32")
 # What one more forward costs, in tokens: on a GPU its launches take as long as a full batch of a small model.
 _CPU_OVERHEAD = 32
 _GPU_OVERHEAD = 16_384
@@ -119,31 +120,35 @@ class Encoder:
         return hidden.flatten(0, 1)[batch.layout.cells]
 
 
-def load(folder: Path, device: torch.device, dtype: str = "auto", stored_dtype: str = "") -> Encoder:
+def dtypes(wanted: str, stored: str, device: torch.device) -> list[torch.dtype]:
+    """The number types that a model may run in, best first; `stored` is that of its weights, "" if unknown.
+
+    wanted: float32, float16, bfloat16 or auto: float32 on a CPU; else bfloat16 if stored so, float16 if not, and where a
+    model overflows in it, or has no operation for it, the next. Raises ConfigError on another.
+    """
+    if wanted == "auto":
+        names = DTYPES[:1] if device.type == "cpu" else _ON_A_GPU[stored == "bfloat16" :]
+        return [getattr(torch, name) for name in names]
+    if wanted not in DTYPES:
+        raise ConfigError(f"dtype {wanted} must be auto, {', '.join(DTYPES)}")
+    return [getattr(torch, wanted)]
+
+
+def load(folder: Path, device: torch.device, dtype: torch.dtype = torch.float32) -> Encoder:
     """The encoder in `folder`; arguments and errors as `load_model` has them."""
-    return Encoder(load_model(AutoModel, folder, device, dtype, stored_dtype), device)
+    return Encoder(load_model(AutoModel, folder, device, dtype), device)
 
 
-def load_model(kind: Any, folder: Path, device: torch.device, dtype: str, stored_dtype: str) -> Any:
+def load_model(kind: Any, folder: Path, device: torch.device, dtype: torch.dtype) -> Any:
     """Load the weights of `folder` onto `device` as Transformers' auto class `kind` makes a model of them.
 
-    Of T5 and its kin AutoModel is the encoder alone. dtype: float32, float16, bfloat16 or auto: float32 on a CPU; else
-    bfloat16 if stored so, and float16 if not.
+    Of T5 and its kin AutoModel is the encoder alone.
     Raises ConfigError on a model that cannot be used, EngineStartFailed on weights that do not fit it.
     """
     attention.register()
-    model = _from_pretrained(kind, folder, _pick_dtype(dtype, stored_dtype, device))
+    model = _from_pretrained(kind, folder, dtype)
     model.config.get_text_config().use_cache = False
     return model.to(device).eval().requires_grad_(False)
-
-
-def _pick_dtype(dtype: str, stored: str, device: torch.device) -> torch.dtype:
-    if dtype == "auto":
-        dtype = "float32" if device.type == "cpu" else "bfloat16" if stored == "bfloat16" else "float16"
-    if dtype not in DTYPES:
-        raise ConfigError(f"dtype {dtype} must be auto, {', '.join(DTYPES)}")
-    picked: torch.dtype = getattr(torch, dtype)
-    return picked
 
 
 def _from_pretrained(kind: Any, folder: Path, dtype: torch.dtype) -> Any:

@@ -90,7 +90,8 @@ class Forward:
         fused: bool,
         progress: Progress,
     ) -> None:
-        """Capture a graph for every bucket. A model that token-tiled attention does not suit stays as it is.
+        """Capture a graph for every bucket. A model that token-tiled attention does not suit, or that waits for the device,
+        stays as it is.
 
         Raises EngineStartFailed when a capture fails, which leaves the CUDA context useless, or gives other numbers;
         OutOfMemory, DeviceLost.
@@ -136,10 +137,13 @@ class Forward:
         except CannotPack as error:
             log.info("runs without graphs", extra={"reason": str(error)})
             return False
-        agree = selfcheck.outputs_agree(got.pooled, wanted, self.encoder.dtype)
-        if not agree:
+        if not selfcheck.outputs_agree(got.pooled, wanted, self.encoder.dtype):
             log.warning("runs without graphs: token-tiled attention gives other numbers")
-        return agree
+            return False
+        waits = graphs.waits(*probe)
+        if waits:
+            log.info("runs without graphs", extra={"reason": f"the model waits for the device: {waits}"})
+        return not waits
 
     def _choose_layers(
         self, graphs: Graphs, probe: Probe, compiled: bool, fused: bool, progress: Progress

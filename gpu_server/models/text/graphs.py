@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 import weakref
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
@@ -66,6 +67,8 @@ LANDING_TOKENS = 2048
 """The largest bucket whose outputs land: a copy of their own is small then beside a forward, and so is the memory."""
 TURNS = 2
 """Graphs a bucket, taken in turn: one is filled while the other runs."""
+_KERNELS = 0.5
+"""The part of capturing that loading kernels takes, or less."""
 
 
 def ladder(max_tokens: int) -> list[int]:
@@ -94,10 +97,14 @@ def leading(
 
 
 class Captured(NamedTuple):
-    """What capturing took: graphs, seconds, and bytes of device memory beyond the weights."""
+    """What capturing took: graphs, seconds, and bytes of device memory beyond the weights.
+
+    kernels: seconds before it in which each bucket ran once, which loads its kernels or, on a first start, builds them.
+    """
 
     graphs: int
     seconds: float
+    kernels: float
     memory: int
 
 
@@ -165,10 +172,8 @@ class Bucket:
         self._offsets[1 : items + 1] = np.add.accumulate(lengths)
         self._offsets[items + 1 :] = tokens
 
-    def capture(self, forward: Forward, pool: Any, *, warm_up: bool) -> None:
-        """Record `forward` on the current stream; before it, run it once to load all that it needs."""
-        if warm_up:
-            self.run(forward)
+    def capture(self, forward: Forward, pool: Any) -> None:
+        """Record `forward`, which has run, on the current stream."""
         torch.cuda.synchronize()
         # torch.cuda.graph would give memory back to the driver each time, which takes longer than the rest.
         self._graph.capture_begin(pool=pool)
@@ -241,14 +246,14 @@ class Graphs:
         started, free = time.perf_counter(), _free_memory()
         pool = torch.cuda.graph_pool_handle()
         with _capturing_stream():
-            for done, turns in enumerate(reversed(self._buckets)):
-                progress(done / len(self._buckets))
-                for turn, bucket in enumerate(turns):
-                    lengths = filler(bucket.tokens, bucket.items, self._max_length)
-                    bucket.fill(np.zeros(lengths.sum(), np.int32), lengths)
-                    bucket.capture(self._forward, pool, warm_up=not turn)
-        count = TURNS * len(self._buckets)
-        return Captured(count, time.perf_counter() - started, free - _free_memory())
+            self.run_each(lambda done: progress(done * _KERNELS))
+            begun = time.perf_counter()
+            buckets = [bucket for turns in reversed(self._buckets) for bucket in turns]
+            for done, bucket in enumerate(buckets):
+                progress(_KERNELS + (1 - _KERNELS) * done / len(buckets))
+                bucket.capture(self._forward, pool)
+            ended = time.perf_counter()
+        return Captured(len(buckets), ended - begun, begun - started, free - _free_memory())
 
     def run_each(self, progress: Callable[[float], None]) -> None:
         """Run the forward once as each bucket will capture it, to compile what it compiles; `progress` as in `capture`."""
@@ -265,6 +270,19 @@ class Graphs:
         """Outputs of the forward as it will be captured, run directly."""
         staged = self.stage(ids, lengths, types)
         return staged.bucket.run(self._forward).of(slice(staged.tokens), slice(staged.items))
+
+    def waits(
+        self, ids: NDArray[np.int32], lengths: NDArray[np.int64], types: NDArray[np.int32] | None = None
+    ) -> str:
+        """What in the forward, once rehearsed, waits for the device, which no graph can hold; "" if nothing is found."""
+        try:
+            with _as_if_capturing():
+                self.rehearse(ids, lengths, types)
+        except (torch.OutOfMemoryError, torch.AcceleratorError):
+            raise
+        except RuntimeError as error:
+            return str(error).partition("\n")[0]
+        return ""
 
     def replay_each(
         self, ids: NDArray[np.int32], lengths: NDArray[np.int64], types: NDArray[np.int32] | None = None
@@ -323,6 +341,25 @@ def _capturing_stream() -> Iterator[None]:
     with torch.cuda.stream(torch.cuda.Stream()):
         yield
     torch.cuda.synchronize()
+
+
+@contextmanager
+def _as_if_capturing() -> Iterator[None]:
+    """Operations that wait for the device raise RuntimeError, as far as torch knows them; who asks is told of a capture.
+
+    Models of Transformers that wait only to warn of something ask, and do not while one is going on.
+    """
+    asked = torch.cuda.is_current_stream_capturing
+    with warnings.catch_warnings():
+        # It warns that it does not know them all.
+        warnings.simplefilter("ignore")
+        torch.cuda.set_sync_debug_mode("error")
+        torch.cuda.is_current_stream_capturing = lambda: True
+        try:
+            yield
+        finally:
+            torch.cuda.is_current_stream_capturing = asked
+            torch.cuda.set_sync_debug_mode("default")
 
 
 def _free_memory() -> int:

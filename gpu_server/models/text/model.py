@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -22,6 +23,8 @@ from gpu_server.models.text.pooling import pool
 from gpu_server.source import DEFAULT_NAME, whole_name
 from gpu_server.wire.documents import ModelInfo, TextInfo
 from gpu_server.wire.tensor import Tensor
+
+log = logging.getLogger(__name__)
 
 _FULL_BATCH_TOKENS = ModelInfo(name="").max_batch_tokens
 _FULL_BATCH_ITEMS = ModelInfo(name="").max_batch_items
@@ -95,13 +98,7 @@ class TextModel(Model):
         """Find, read, load and check the model. Raises ConfigError or EngineStartFailed."""
         folder = source.find(self._source, self._revision)
         self._facts = checkpoint.read(folder, self._wanted_pooling)
-        self._encoder = self._load_encoder(device)
-        self._types = None
-        if self.inputs is not PAIRS:
-            self._types = token_types.of_texts(self._facts.folder, self._facts.tokenizer_json, self._encoder)
-        self._max_length = self._limit_length()
-        steady.settle(self._encoder.model, self._max_length, self._facts.folder)
-        selfcheck.choose(self._encoder, self._max_length, packed=self._wants_packed)
+        self._load_in_one_of(encoder.dtypes(self._dtype, self._facts.stored_dtype, device), device)
         probe = selfcheck.probe(self._encoder, self._max_length, onednn.TIMES)
         may_round = self.may_round and self._dtype == "auto"
         self._products = onednn.adopt(self._encoder, probe, rounded=self._facts.pooling if may_round else "")
@@ -187,10 +184,28 @@ class TextModel(Model):
             hidden_size=self._encoder.hidden_size,
         )
 
-    def _load_encoder(self, device: torch.device) -> Encoder:
+    def _load_in_one_of(self, dtypes: Sequence[torch.dtype], device: torch.device) -> None:
+        """Load the weights in the first number type that they run in, and settle how they run."""
+        for dtype in dtypes:
+            self._encoder = self._load_encoder(device, dtype)
+            self._types = None
+            if self.inputs is not PAIRS:
+                self._types = token_types.of_texts(
+                    self._facts.folder, self._facts.tokenizer_json, self._encoder
+                )
+            self._max_length = self._limit_length()
+            steady.settle(self._encoder.model, self._max_length, self._facts.folder)
+            try:
+                selfcheck.choose(self._encoder, self._max_length, packed=self._wants_packed)
+                return
+            except selfcheck.WrongDtype as error:
+                if dtype == dtypes[-1]:
+                    raise
+                log.info("another dtype is tried", extra={"reason": str(error)})
+
+    def _load_encoder(self, device: torch.device, dtype: torch.dtype) -> Encoder:
         """Load the weights."""
-        facts = self._facts
-        return encoder.load(facts.folder, device, self._dtype, facts.stored_dtype)
+        return encoder.load(self._facts.folder, device, dtype)
 
     def _settle(self) -> None:
         """Finish what needs an encoder that is known to run."""

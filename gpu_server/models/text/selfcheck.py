@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,6 +32,11 @@ _WIDTHS = (
     "attention_chunk_size", "local_attention", "local_attn_chunk_length", "lsh_attn_chunk_length", "index_topk",
 )  # fmt: skip
 
+
+class WrongDtype(EngineStartFailed):
+    """The model does not run in this number type; it may in another."""
+
+
 Probe = tuple[NDArray[np.int32], NDArray[np.int64]]
 """Ids laid end to end, and the lengths of their sequences."""
 States = Callable[[Inputs], torch.Tensor]
@@ -41,14 +47,15 @@ States = Callable[[Inputs], torch.Tensor]
 def choose(encoder: Encoder, max_length: int, *, packed: bool = True) -> None:
     """Set the encoder to packed where that is right and `packed` allows it, else to padded.
 
-    Raises EngineStartFailed if the model gives no finite numbers in its dtype, or is wrong in a padded batch too.
+    Raises WrongDtype if the model gives no finite numbers, or none, in its dtype; EngineStartFailed if it is wrong in a
+    padded batch too.
     """
     ids, lengths = probe(encoder, max_length)
     encoder.use("padded")
-    alone = [encoder(one) for one in each(encoder, ids, lengths)]
     dtype = str(encoder.dtype).removeprefix("torch.")
+    alone = _alone(encoder, ids, lengths, dtype)
     if not all(bool(torch.isfinite(rows).all()) for rows in alone):
-        raise EngineStartFailed(f"the model overflows in {dtype}: set dtype to bfloat16 or float32")
+        raise WrongDtype(f"the model overflows in {dtype}: set dtype to bfloat16 or float32")
     if packed and _packs(encoder, ids, lengths, alone) and _packs_past_width(encoder, max_length):
         return
     if packed:
@@ -114,6 +121,20 @@ def row_errors(got: torch.Tensor, want: torch.Tensor) -> torch.Tensor:
     norms = want.float().flatten(1).norm(dim=1)
     errors: torch.Tensor = apart / norms.maximum(norms.mean()).clamp_min(1e-12)
     return errors
+
+
+def _alone(
+    encoder: Encoder, ids: NDArray[np.int32], lengths: NDArray[np.int64], dtype: str
+) -> list[torch.Tensor]:
+    try:
+        return [encoder(one) for one in each(encoder, ids, lengths)]
+    except (torch.OutOfMemoryError, torch.AcceleratorError):
+        raise
+    except RuntimeError as error:
+        if encoder.dtype == torch.float32:
+            raise
+        reason = str(error).partition("\n")[0]
+        raise WrongDtype(f"the model does not run in {dtype}: {reason}; set dtype to float32") from error
 
 
 def _packs(
@@ -183,10 +204,18 @@ def _lengths(encoder: Encoder, max_length: int) -> NDArray[np.int64]:
 
 def _width(encoder: Encoder, max_length: int) -> int:
     """The most tokens that the model looks back, of what texts may be longer than; 0 where it sees whole texts."""
-    config = encoder.model.config.get_text_config()
-    named = [getattr(config, name, None) for name in _WIDTHS]
-    widths = [w for some in named for w in (some if isinstance(some, list) else [some]) if isinstance(w, int)]
+    widths = _named(encoder.model.config.get_text_config().to_dict())
     return max((width for width in widths if 0 < width < max_length), default=0)
+
+
+def _named(value: Any) -> Iterator[int]:
+    """Each width in a config, those of single layers too."""
+    if not isinstance(value, dict):
+        return
+    for name, inner in value.items():
+        found = inner if isinstance(inner, list) else [inner]
+        yield from (width for width in found if name in _WIDTHS and isinstance(width, int))
+        yield from _named(inner)
 
 
 def _random_ids(encoder: Encoder, count: int, seed: int = 0) -> NDArray[np.int32]:

@@ -77,13 +77,10 @@ class SequenceModel(TextModel):
         padded = self._encoder.padded(batch)
         return self._stock(batch.layout.padded(hidden), padded["input_ids"], padded["attention_mask"])
 
-    def _load_encoder(self, device: torch.device) -> Encoder:
-        facts = self._facts
-        whole = load_model(
-            AutoModelForSequenceClassification, facts.folder, device, self._dtype, facts.stored_dtype
-        )
+    def _load_encoder(self, device: torch.device, dtype: torch.dtype) -> Encoder:
+        whole = load_model(AutoModelForSequenceClassification, self._facts.folder, device, dtype)
         self._stock = StockHead(whole, device)
-        if self._stock.encoder.token_types > 1 and token_types.given(facts.folder):
+        if self._stock.encoder.token_types > 1 and token_types.given(self._facts.folder):
             self.inputs = PAIRS
         return self._stock.encoder
 

@@ -62,9 +62,8 @@ class SparseModel(TextModel):
         weights = logits.log1p_()
         return weights.log1p_() if self._facts.splade.activation == "log1p_relu" else weights
 
-    def _load_encoder(self, device: torch.device) -> Encoder:
-        facts = self._facts
-        whole = load_model(AutoModelForMaskedLM, facts.folder, device, self._dtype, facts.stored_dtype)
+    def _load_encoder(self, device: torch.device, dtype: torch.dtype) -> Encoder:
+        whole = load_model(AutoModelForMaskedLM, self._facts.folder, device, dtype)
         self._stock = StockHead(whole, device)
         return self._stock.encoder
 

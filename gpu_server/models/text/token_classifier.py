@@ -29,11 +29,8 @@ class TokenClassifier(TextModel):
         info.labels = labels_of(self._stock.config)
         info.activation = "softmax"
 
-    def _load_encoder(self, device: torch.device) -> Encoder:
-        facts = self._facts
-        whole = load_model(
-            AutoModelForTokenClassification, facts.folder, device, self._dtype, facts.stored_dtype
-        )
+    def _load_encoder(self, device: torch.device, dtype: torch.dtype) -> Encoder:
+        whole = load_model(AutoModelForTokenClassification, self._facts.folder, device, dtype)
         self._stock = StockHead(whole, device)
         return self._stock.encoder
 

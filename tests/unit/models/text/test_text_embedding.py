@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Pooling, Transformer
 
 from gpu_server.errors import ConfigError, InvalidRequest
+from gpu_server.models.text import encoder
 from gpu_server.models.text.embedding import EmbeddingModel
 from gpu_server.wire.documents import ModelInfo
 from gpu_server.wire.tensor import Tensor
@@ -153,6 +155,20 @@ def test_describe(make_model: Callable[..., Path]) -> None:
     assert (info.kind, info.source, info.dtype, info.runs) == ("embedding", str(folder), "float32", "packed")
     assert (info.dimensions, info.pooling, info.normalize) == (32, "mean", True)
     assert not model.padded
+
+
+def test_dtype_auto_goes_on_where_a_model_overflows(
+    make_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    as_on_a_gpu = encoder.dtypes("auto", "float32", torch.device("cuda"))
+    monkeypatch.setattr(encoder, "dtypes", lambda *given: as_on_a_gpu)
+    folder = make_model("bert", pooling="mean")
+    weights = load_file(folder / "model.safetensors")
+    assert loaded(str(folder), "auto")._encoder.dtype == torch.float16
+    # The largest number of float16 is 65,504; the norm after the attention brings bfloat16 back.
+    weights["embeddings.LayerNorm.weight"] *= 1e5
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    assert loaded(str(folder), "auto")._encoder.dtype == torch.bfloat16
 
 
 def test_a_padded_family_says_so(make_model: Callable[..., Path]) -> None:

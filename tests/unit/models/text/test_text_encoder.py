@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from families import COMMON, PACKED, PADDED
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForSequenceClassification
 
@@ -18,11 +19,6 @@ from gpu_server.models.text import attention, encoder, selfcheck
 from gpu_server.models.text.encoder import Encoder
 
 CPU = torch.device("cpu")
-PACKED = [
-    "albert", "bert", "camembert", "distilbert", "electra", "ernie", "eurobert", "gemma3_text", "gte",
-    "jina_embeddings_v3", "llama", "mistral", "modernbert", "nomic_bert", "qwen2", "qwen3", "roberta", "xlm-roberta",
-]  # fmt: skip
-PADDED = ["deberta-v2", "gemma2", "ibert", "layoutlm", "longformer", "mpnet"]
 LENGTHS = np.array([3, 40, 1, 17, 3, 64, 9])
 
 
@@ -39,8 +35,8 @@ def stock_rows(folder: Path, ids: np.ndarray[Any, np.dtype[np.int32]]) -> list[t
     return [model(input_ids=torch.from_numpy(row)[None].long()).last_hidden_state[0] for row in rows]
 
 
-def loaded(folder: Path, device: torch.device = CPU, dtype: str = "auto") -> Encoder:
-    made = encoder.load(folder, device, dtype)
+def loaded(folder: Path, device: torch.device = CPU, dtype: str = "float32") -> Encoder:
+    made = encoder.load(folder, device, getattr(torch, dtype))
     selfcheck.choose(made, max_length=128)
     return made
 
@@ -122,7 +118,7 @@ def test_a_model_that_is_wrong_in_any_batch_does_not_start(make_model: Callable[
 
 
 def test_overflow_names_the_dtype(make_model: Callable[..., Path]) -> None:
-    made = encoder.load(make_model("bert"), CPU, "float16")
+    made = encoder.load(make_model("bert"), CPU, torch.float16)
     made.model.embeddings.register_forward_hook(lambda module, args, out: out * torch.inf)
     with pytest.raises(EngineStartFailed, match=r"overflows in float16.*bfloat16"):
         selfcheck.choose(made, max_length=128)
@@ -131,21 +127,36 @@ def test_overflow_names_the_dtype(make_model: Callable[..., Path]) -> None:
 @pytest.mark.parametrize(
     ("dtype", "stored", "device", "want"),
     [
-        ("auto", "bfloat16", "cpu", torch.float32),
-        ("auto", "bfloat16", "cuda", torch.bfloat16),
-        ("auto", "float32", "cuda", torch.float16),
-        ("auto", "", "cuda", torch.float16),
-        ("float32", "float16", "cuda", torch.float32),
-        ("bfloat16", "float32", "cpu", torch.bfloat16),
+        ("auto", "bfloat16", "cpu", [torch.float32]),
+        ("auto", "bfloat16", "cuda", [torch.bfloat16, torch.float32]),
+        ("auto", "float32", "cuda", [torch.float16, torch.bfloat16, torch.float32]),
+        ("auto", "", "cuda", [torch.float16, torch.bfloat16, torch.float32]),
+        ("float32", "float16", "cuda", [torch.float32]),
+        ("bfloat16", "float32", "cpu", [torch.bfloat16]),
     ],
 )
-def test_dtype_policy(dtype: str, stored: str, device: str, want: torch.dtype) -> None:
-    assert encoder._pick_dtype(dtype, stored, torch.device(device)) == want
+def test_dtype_policy(dtype: str, stored: str, device: str, want: list[torch.dtype]) -> None:
+    assert encoder.dtypes(dtype, stored, torch.device(device)) == want
 
 
-def test_an_unknown_dtype_is_refused(make_model: Callable[..., Path]) -> None:
+def test_an_unknown_dtype_is_refused() -> None:
     with pytest.raises(ConfigError, match="int8"):
-        encoder.load(make_model("bert"), CPU, "int8")
+        encoder.dtypes("int8", "float32", CPU)
+
+
+def test_a_model_without_operations_in_a_dtype_names_one(make_model: Callable[..., Path]) -> None:
+    def refuses(module: Any, args: Any, out: torch.Tensor) -> None:
+        if out.dtype != torch.float32:
+            raise RuntimeError("expected scalar type Float but found Half\nhere")
+
+    for dtype in (torch.float16, torch.float32):
+        made = encoder.load(make_model("bert"), CPU, dtype)
+        made.model.embeddings.register_forward_hook(refuses)
+        if dtype == torch.float32:
+            selfcheck.choose(made, max_length=128)
+            continue
+        with pytest.raises(selfcheck.WrongDtype, match=r"in float16: .* found Half; set dtype to float32$"):
+            selfcheck.choose(made, max_length=128)
 
 
 def test_weights_that_lack_a_layer_do_not_load(make_model: Callable[..., Path]) -> None:
@@ -207,7 +218,7 @@ def test_an_encoder_decoder_is_refused_whatever_its_weights_lack(
     kept = {name: value for name, value in weights.items() if not name.startswith("decoder")}
     save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ConfigError, match="bart is an encoder-decoder"):
-        encoder.load_model(kind, folder, CPU, "auto", "")
+        encoder.load_model(kind, folder, CPU, torch.float32)
 
 
 T5 = {"d_model": 32, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 4, "decoder_start_token_id": 0}
@@ -216,7 +227,7 @@ T5 = {"d_model": 32, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 4, "de
 def test_a_t5_classifier_of_whole_texts_is_refused(make_model: Callable[..., Path]) -> None:
     folder = make_model("t5", auto=AutoModelForSequenceClassification, **T5)
     with pytest.raises(ConfigError, match="t5 is an encoder-decoder"):
-        encoder.load_model(AutoModelForSequenceClassification, folder, CPU, "auto", "")
+        encoder.load_model(AutoModelForSequenceClassification, folder, CPU, torch.float32)
 
 
 def test_a_text_is_as_long_as_the_class_has_positions_where_config_json_is_silent(
@@ -280,7 +291,7 @@ def test_weights_of_code_that_is_not_run_say_so(
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-@pytest.mark.parametrize("family", PACKED + PADDED)
+@pytest.mark.parametrize("family", COMMON)
 def test_on_a_gpu_as_on_the_cpu(make_model: Callable[..., Path], family: str, dtype: str) -> None:
     folder = make_model(family)
     ids = ids_of(LENGTHS)

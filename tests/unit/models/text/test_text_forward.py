@@ -6,8 +6,8 @@ import itertools
 import logging
 import sys
 import types
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ class Recorder:
         self.wrong: Wrong = lambda tokens: False
         self.captured: list[int] = []
 
-        def capture(bucket: Any, forward: Any, pool: object, *, warm_up: bool) -> None:
+        def capture(bucket: Any, forward: Any, pool: object) -> None:
             self.captured.append(bucket.tokens)
             bucket.outputs = bucket.run(forward)
             bucket.recorded = forward
@@ -48,6 +48,7 @@ class Recorder:
         monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
         monkeypatch.setattr(graphs, "_free_memory", lambda: 0)
         monkeypatch.setattr(graphs, "_capturing_stream", nullcontext)
+        monkeypatch.setattr(graphs, "_as_if_capturing", nullcontext)
         for name, function in {"spread": spread, "land": land}.items():
             kernel = types.ModuleType(f"gpu_server.models.text.{name.replace('land', 'landing')}_kernel")
             setattr(kernel, name, function)
@@ -133,6 +134,35 @@ def test_graphs_of_any_limits_are_captured_and_right(
     assert forward.graph_sizes == tuple(graphs.ladder(max_tokens))
     assert recorder.captured == [n for n in graphs.ladder(max_tokens)[::-1] for _ in range(graphs.TURNS)]
     torch.testing.assert_close(embed(forward, 3), direct, rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_that_waits_for_the_device_runs_without_graphs(
+    make_model: MakeModel,
+    recorder: Recorder,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    as_captured = False
+
+    @contextmanager
+    def as_if_capturing() -> Iterator[None]:
+        nonlocal as_captured
+        as_captured = True
+        yield
+        as_captured = False
+
+    def waits(module: object, args: object) -> None:
+        if as_captured:
+            raise RuntimeError("called a synchronizing CUDA operation\nat length")
+
+    monkeypatch.setattr(graphs, "_as_if_capturing", as_if_capturing)
+    forward = forward_of(make_model("bert"))
+    forward.encoder.model.encoder.register_forward_pre_hook(waits)
+    with caplog.at_level("INFO"):
+        capture(forward)
+    assert (forward.runs, forward.graph_sizes, recorder.captured) == ("packed", (), [])
+    reasons = [record.reason for record in caplog.records if record.message == "runs without graphs"]
+    assert reasons == ["the model waits for the device: called a synchronizing CUDA operation"]
 
 
 @pytest.mark.parametrize("bucket", graphs.ladder(MAX_TOKENS))

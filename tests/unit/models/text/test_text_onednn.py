@@ -117,7 +117,7 @@ def test_an_activation_that_reads_something_else_stays(make_model: Callable[...,
 
 
 def test_half_precision_is_left_alone(make_model: Callable[..., Path]) -> None:
-    made = encoder.load(make_model("bert"), CPU, "bfloat16")
+    made = encoder.load(make_model("bert"), CPU, torch.bfloat16)
     assert adopt(made) == ""
 
 

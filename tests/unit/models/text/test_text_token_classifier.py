@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from families import FAMILIES
 from heads import facts, loaded, rows_of, run, stock_logits
 from transformers import AutoModelForTokenClassification
+from transformers.models.auto.modeling_auto import MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES as HEADS
 
 from gpu_server.errors import EngineStartFailed
 from gpu_server.models.text.stock_head import StockHead
@@ -17,10 +19,7 @@ from gpu_server.models.text.stock_head import StockHead
 MakeModel = Callable[..., Path]
 
 
-@pytest.mark.parametrize(
-    "family",
-    ["bert", "deberta-v2", "distilbert", "layoutlm", "longformer", "modernbert", "qwen3", "roberta", "t5"],
-)
+@pytest.mark.parametrize("family", [*(name for name in FAMILIES if name in HEADS), "t5"])
 def test_equals_transformers(make_model: MakeModel, family: str) -> None:
     folder = make_model(family, auto=AutoModelForTokenClassification, num_labels=5)
     model = loaded(folder)
