@@ -43,20 +43,27 @@ def table(report: Any) -> str:
     one, cost, rate = (
         ("one text of 16 tokens", "tokens", "Mtok/s") if report.texts else ("one item", "cost", "items/s")
     )
+    about = [
+        f"matmul ceiling {report.ceiling_tflops:.3g} TFLOP/s in {report.ceiling_dtype}",
+        f"load and warm-up {report.load_s:.1f} s",
+    ]
+    if report.memory_mib:
+        about.append(f"device memory {report.memory_mib:.0f} MiB")
+    if report.capture_s:
+        took = f"kernels {report.kernels_s:.1f} s, capture {report.capture_s:.2f} s"
+        about.append(f"of that graphs {took}, {report.capture_mib:.0f} MiB")
     lines = [
         f"{report.model}: {how}",
-        f"matmul ceiling {report.ceiling_tflops:.3g} TFLOP/s in {report.ceiling_dtype}; "
-        f"load and warm-up {report.load_s:.1f} s, of which kernels {report.kernels_s:.1f} s, "
-        f"graphs {report.capture_s:.2f} s; device memory {report.memory_mib:.0f} MiB, "
-        f"of which graphs {report.capture_mib:.0f} MiB",
+        "; ".join(about),
         f"{one}: p50 {report.single_p50_us:.0f} us, p99 {report.single_p99_us:.0f} us",
         f"{cost:>8} {'items':>6} {'us/batch':>10} {rate:>9} {'of ceiling':>11} {'replay us':>10} {'of batch':>9}",
     ]
     for row in report.rows:
         speed = f"{row.tokens_per_s / 1e6:.3f}" if report.texts else f"{row.items / row.batch_us * 1e6:.0f}"
         share = "-" if row.ceiling_share is None else f"{row.ceiling_share:.1%}"
+        bare = "-" if row.bare_us is None else f"{row.bare_us:.0f}"
+        of_batch = "-" if row.loop_share is None else f"{row.loop_share:.1%}"
         lines.append(
-            f"{row.tokens:8} {row.items:6} {row.batch_us:10.0f} {speed:>9} {share:>11} "
-            f"{row.bare_us:10.0f} {row.loop_share:9.1%}"
+            f"{row.tokens:8} {row.items:6} {row.batch_us:10.0f} {speed:>9} {share:>11} {bare:>10} {of_batch:>9}"
         )
     return "\n".join(lines)

@@ -6,6 +6,7 @@ import statistics
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from operator import truediv
 from typing import Any
 
 import msgspec
@@ -43,8 +44,8 @@ class Row(msgspec.Struct):
     """One batch size: tokens per second through the engine, and the part of the matmul ceiling that its sums are.
 
     tokens: what its items cost, where they are no texts. ceiling_share: None where nobody counts a model's sums.
-    bare_us: the batch's graph replayed again and again, with nothing around it; 0 without graphs. loop_share: that over
-    `batch_us`.
+    bare_us: the batch's graph replayed again and again, with nothing around it. loop_share: that over `batch_us`. Both None
+    without graphs.
     """
 
     tokens: int
@@ -52,16 +53,17 @@ class Row(msgspec.Struct):
     batch_us: float
     tokens_per_s: float
     ceiling_share: float | None
-    bare_us: float
-    loop_share: float
+    bare_us: float | None
+    loop_share: float | None
 
 
 class Report(msgspec.Struct):
     """What `gpu-server bench forward` found. Times in microseconds unless named otherwise.
 
     texts: whether its items are texts. ceiling_dtype: of the products of `ceiling_tflops`; on a CPU the model's own.
-    load_s: from nothing to ready to serve. kernels_s, capture_s: of that, loading the kernels of the graphs, or building
-    them on a first start, and capturing. capture_mib: of device memory, the graphs. All three 0 without graphs.
+    load_s: from nothing to ready to serve. kernels_s, capture_s: of that, loading the kernels of the graphs (on a first
+    start, building them and compiling layers) and capturing. capture_mib: of device memory, the graphs. 0 without graphs.
+    memory_mib: 0 on a CPU.
     """
 
     model: str
@@ -173,26 +175,27 @@ def _throughput(loaded: LoadedModel, lengths: list[int], in_flight: int, ceiling
     replay = graphed.bucket.replay if isinstance(graphed, Staged) else None
     for _ in range(5):
         loaded.runner.run(inputs)
-    rounds = [
-        (_timed_batches(loaded.runner, inputs, in_flight), _timed_replays(replay)) for _ in range(ROUNDS)
-    ]
-    batches, bare = (statistics.median(seconds) for seconds in zip(*rounds, strict=True))
+    count = 1 if replay is None else ROUNDS
+    batches, replays = [], []
+    for _ in range(count):
+        batches.append(_timed_batches(loaded.runner, inputs, in_flight, SECONDS / count))
+        if replay is not None:
+            replays.append(_timed_replays(replay))
+    batch = statistics.median(batches)
     sums = shapes.operations(loaded.model, lengths) if loaded.info.text else 0.0
     return Row(
         tokens=budget,
         items=len(lengths),
-        batch_us=batches * 1e6,
-        tokens_per_s=budget / batches,
-        ceiling_share=sums / batches / ceiling if sums else None,
-        bare_us=bare * 1e6,
-        loop_share=statistics.median(bare / batch for batch, bare in rounds),
+        batch_us=batch * 1e6,
+        tokens_per_s=budget / batch,
+        ceiling_share=sums / batch / ceiling if sums else None,
+        bare_us=statistics.median(replays) * 1e6 if replays else None,
+        loop_share=statistics.median(map(truediv, replays, batches)) if replays else None,
     )
 
 
-def _timed_replays(replay: Callable[[], object] | None) -> float:
-    """Seconds of one replay of a batch's graph behind others; 0 where it runs without one."""
-    if replay is None:
-        return 0.0
+def _timed_replays(replay: Callable[[], object]) -> float:
+    """Seconds of one replay of a batch's graph behind others."""
     first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     started, count, milliseconds = time.perf_counter(), 0, 0.0
     while time.perf_counter() - started < SECONDS / 2 / ROUNDS or not count:
@@ -208,12 +211,12 @@ def _timed_replays(replay: Callable[[], object] | None) -> float:
     return milliseconds / 1e3 / count
 
 
-def _timed_batches(runner: Runner, inputs: Tensors, in_flight: int) -> float:
-    """Seconds from one batch's answer to the next's with `in_flight` of them under way, as in service."""
+def _timed_batches(runner: Runner, inputs: Tensors, in_flight: int, least: float) -> float:
+    """Seconds from an answer to the next with `in_flight` batches under way, as in service; it takes `least` seconds."""
     pending: deque[Any] = deque(runner.enqueue(inputs, {}) for _ in range(in_flight))
     pending.popleft().wait()
     started, count = time.perf_counter(), 0
-    while time.perf_counter() - started < SECONDS / ROUNDS or not count:
+    while time.perf_counter() - started < least or count < 3:
         pending.append(runner.enqueue(inputs, {}))
         pending.popleft().wait()
         count += 1

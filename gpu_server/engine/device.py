@@ -1,4 +1,4 @@
-"""The device: which one, how torch is set for serving, and which errors mean that it is lost to this process."""
+"""The device: which one, and how torch is set for serving."""
 
 from __future__ import annotations
 
@@ -11,14 +11,6 @@ import torch
 
 from gpu_server.engine import cores, kernel_cache
 from gpu_server.errors import ConfigError
-
-# What torch says of these is a plain RuntimeError, and the context stays good.
-_OUT_OF_MEMORY = (
-    "CUDA error: out of memory",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-    "CUDNN_STATUS_ALLOC_FAILED",
-    "CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
-)
 
 
 def choose(wanted: str) -> torch.device:
@@ -74,22 +66,6 @@ def waking(device: torch.device) -> Iterator[None]:
 def describe(device: torch.device) -> str:
     """The device for people: `cuda:0 (NVIDIA H200)` or `cpu`."""
     return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that the device's memory was not enough for this batch."""
-    if isinstance(error, torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(reason in str(error) for reason in _OUT_OF_MEMORY)
-
-
-def is_lost(error: BaseException) -> bool:
-    """Whether an error leaves the CUDA context unusable: every later call in this process would fail too."""
-    if is_out_of_memory(error):
-        return False
-    return isinstance(error, torch.AcceleratorError) or (
-        isinstance(error, RuntimeError) and str(error).startswith("CUDA error")
-    )
 
 
 def release_memory(device: torch.device) -> None:

@@ -161,7 +161,7 @@ def _report(tell: Tell, error: Exception, serving: bool) -> int:
     ours = isinstance(error, GPUServerError)
     message = str(error).partition("\n")[0] if ours else blame.describe(error)
     raised = error.error if isinstance(error, blame.LoadRaised) else error
-    if not isinstance(raised, GPUServerError):
+    if not isinstance(raised, GPUServerError) or raised.__cause__ is not None:
         log.debug("engine failed", exc_info=raised)
     code = error.exit_code if isinstance(error, ConfigError) else EngineStartFailed.exit_code
     fault = _fault(raised)
@@ -175,9 +175,9 @@ def _report(tell: Tell, error: Exception, serving: bool) -> int:
 
 def _fault(error: Exception) -> Literal["", "device", "memory"]:
     """What failed, where a fresh process may do better: the device was lost or full, the model is not at fault."""
-    devices = sys.modules.get("gpu_server.engine.device")
-    if isinstance(error, OutOfMemory) or (devices is not None and devices.is_out_of_memory(error)):
+    kinds = sys.modules.get("gpu_server.models.device_errors")
+    if isinstance(error, OutOfMemory) or (kinds is not None and kinds.is_out_of_memory(error)):
         return "memory"
-    if isinstance(error, DeviceLost) or (devices is not None and devices.is_lost(error)):
+    if isinstance(error, DeviceLost) or (kinds is not None and kinds.is_lost(error)):
         return "device"
     return ""

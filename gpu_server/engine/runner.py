@@ -13,6 +13,7 @@ from gpu_server.engine import device as devices
 from gpu_server.engine import outputs as results
 from gpu_server.engine.isolation import Answer, Isolation
 from gpu_server.errors import DeviceLost, ModelFailed, OutOfMemory, ProtocolError, RemoteError
+from gpu_server.models import device_errors
 from gpu_server.models.base import Model
 from gpu_server.wire import Tensors, decode_reply, error_reply
 
@@ -123,14 +124,14 @@ class Runner:
 
     def translate(self, error: Exception) -> RemoteError:
         """What the caller is told of an error in a forward: no traceback, no paths. Raises DeviceLost for a lost device."""
-        if devices.is_lost(error):
+        if device_errors.is_lost(error):
             raise DeviceLost(str(error).partition("\n")[0]) from None
         if isinstance(error, RemoteError):
             told = _sendable(error)
             if told is not error:
                 self.raised = blame.of(error, type(self.model))
             return told.with_traceback(None)
-        if devices.is_out_of_memory(error):
+        if device_errors.is_out_of_memory(error):
             return OutOfMemory("the device has not enough memory for this input")
         log.debug("forward failed", exc_info=error)
         self.raised = blame.of(error, type(self.model))

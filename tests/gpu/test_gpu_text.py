@@ -133,6 +133,26 @@ def least_cosine(runner: Any, length: int, most: int) -> float:
     return worst
 
 
+def stock_least_cosine(folder: str, dtype: str, length: int) -> float:
+    """Of a text alone to itself in batches of texts as long, as Transformers' own forward has it."""
+    from transformers import AutoModel
+
+    model = (
+        AutoModel.from_pretrained(folder, dtype=getattr(torch, dtype)).to("cuda").eval().requires_grad_(False)
+    )
+    text = rows_of([length], 9)
+
+    def embedded(rows: list[Row]) -> Any:
+        ids = torch.from_numpy(np.stack(rows)).long().to("cuda")
+        return unit(model(ids).last_hidden_state[0].float().mean(0).cpu().numpy())
+
+    alone = embedded(text)
+    counts = {max(2, bucket // length) for bucket in (16, 32, 64, 128, 256, 512, 1024, 2048)}
+    worst = min(float(embedded([*text, *rows_of([length] * (n - 1), n)]) @ alone) for n in counts)
+    print(f"{length} tokens: Transformers' own least cosine {worst:.7f}")
+    return worst
+
+
 def test_error_to_float32(runner: Any) -> None:
     ours, theirs = errors_to_float32(runner, model_folder(), "float16")
     assert ours <= 3e-3
@@ -156,8 +176,11 @@ def test_a_text_is_the_same_alone_and_in_every_bucket(runner: Any, length: int) 
 def test_a_text_is_the_same_in_every_bucket_of_each_shape(
     shaped: tuple[Any, str, str, int], length: int
 ) -> None:
-    runner, _, _, most = shaped
-    assert least_cosine(runner, length, most) >= 0.9999
+    runner, folder, dtype, most = shaped
+    apart = 1 - least_cosine(runner, length, most)
+    # Products of other sizes round in other places, which in bfloat16 alone may be more than that.
+    own = 0.0 if dtype == "float16" else 1 - stock_least_cosine(folder, dtype, length)
+    assert apart <= max(1e-4, 1.1 * own)
 
 
 @pytest.mark.parametrize(
@@ -250,7 +273,7 @@ def test_a_capture_that_fails() -> None:
 def test_a_forward_that_waits_for_the_device_runs_without_graphs() -> None:
     said = start(WAITS_FOR_THE_DEVICE)
     assert "runs: packed" in said, said
-    assert "waits for the device" in said
+    assert "called a synchronizing CUDA operation" in said
 
 
 def test_without_a_c_compiler(tmp_path: Path) -> None:

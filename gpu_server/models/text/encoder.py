@@ -165,11 +165,16 @@ def _from_pretrained(kind: Any, folder: Path, dtype: torch.dtype) -> Any:
                 # Prefers safetensors; an old pickle is read as tensors alone, whatever it holds besides.
                 weights_only=True,
                 output_loading_info=True,
+                # What does not fit is in the report then; else Transformers names it in a log alone.
+                ignore_mismatched_sizes=True,
             )
     except (OSError, ValueError, KeyError, TypeError, AssertionError, StrictDataclassError) as error:
-        raise ConfigError(f"{folder}: {_first_line(error)}") from None
+        raise ConfigError(f"{folder}: {_first_line(error)}") from error
     except RuntimeError as error:
         raise EngineStartFailed(f"{folder}: {_first_line(error)}{code}") from error
+    for name, stored, made in sorted(report["mismatched_keys"]):
+        shapes = f"{list(stored)} in the weights and {list(made)} by config.json"
+        raise EngineStartFailed(f"{folder}: {name} is {shapes}{code}")
     # An embedding is not made with an encoder's own pooler; a classifier may need it.
     spare = "pooler" if kind is AutoModel else ""
     missing = sorted(name for name in report["missing_keys"] if spare not in name.split("."))
@@ -226,7 +231,9 @@ def _first_position(model: Any) -> int:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    """The first line, with the next where it only announces that one."""
+    first, *more = (str(error).strip() or type(error).__name__).splitlines()
+    return f"{first} {more[0].strip()}" if more and first.endswith(":") else first
 
 
 @contextmanager

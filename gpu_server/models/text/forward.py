@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from subprocess import SubprocessError
@@ -13,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from gpu_server.errors import DeviceLost, EngineStartFailed, OutOfMemory
+from gpu_server.models import device_errors
 from gpu_server.models.text import selfcheck
 from gpu_server.models.text.attention import CannotPack
 from gpu_server.models.text.batch import Batch, has_padding
@@ -96,7 +98,7 @@ class Forward:
         Raises EngineStartFailed when a capture fails, which leaves the CUDA context useless, or gives other numbers;
         OutOfMemory, DeviceLost.
         """
-        longest = min(max_length, max_tokens)
+        started, longest = time.perf_counter(), min(max_length, max_tokens)
         probe = leading(*selfcheck.probe(self.encoder, longest), max_tokens, max_items)
         wanted = [output.clone() for output in self(self.encoder.pack(*probe)).pooled]
         graphs = Graphs(
@@ -112,7 +114,7 @@ class Forward:
         if not self._rehearsal_agrees(graphs, probe, wanted):
             return
         runs = self._choose_layers(graphs, probe, compiled, fused, progress)
-        self.captured = self._record(graphs, progress)
+        self.captured = self._record(graphs, progress, started)
         for got in graphs.replay_each(*probe):
             same = [rows[: len(got.pooled[0])] for rows in wanted]
             if not selfcheck.outputs_agree(got.pooled, same, self.encoder.dtype):
@@ -123,11 +125,11 @@ class Forward:
         """Whether every token's position is that of its place, which is all that graphs know of."""
         return not has_padding(ids, self.encoder.first_position)
 
-    def _record(self, graphs: Graphs, progress: Progress) -> Captured:
+    def _record(self, graphs: Graphs, progress: Progress, since: float) -> Captured:
         begun = _COMPILING if self._layers else 0.0
         try:
             with self._layers or nullcontext():
-                return graphs.capture(lambda done: progress(begun + (1 - begun) * done))
+                return graphs.capture(lambda done: progress(begun + (1 - begun) * done), since)
         except RuntimeError as error:
             raise _capture_failed(error) from error
 
@@ -140,10 +142,10 @@ class Forward:
         if not selfcheck.outputs_agree(got.pooled, wanted, self.encoder.dtype):
             log.warning("runs without graphs: token-tiled attention gives other numbers")
             return False
-        waits = graphs.waits(*probe)
-        if waits:
-            log.info("runs without graphs", extra={"reason": f"the model waits for the device: {waits}"})
-        return not waits
+        obstacle = graphs.obstacle(*probe)
+        if obstacle:
+            log.info("runs without graphs", extra={"reason": f"no graph can hold the model: {obstacle}"})
+        return not obstacle
 
     def _choose_layers(
         self, graphs: Graphs, probe: Probe, compiled: bool, fused: bool, progress: Progress
@@ -163,9 +165,9 @@ class Forward:
         try:
             with layers:
                 graphs.run_each(lambda done: progress(_COMPILING * done))
-        except (torch.OutOfMemoryError, torch.AcceleratorError):
-            raise
         except (RuntimeError, OSError, SubprocessError) as error:
+            if device_errors.is_out_of_memory(error) or device_errors.is_lost(error):
+                raise
             log.warning(
                 "runs with the model's own layers: compiling them failed; --no-compile does not try",
                 extra={"reason": _first_line(error)},

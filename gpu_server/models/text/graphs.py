@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from gpu_server.models import device_errors
 from gpu_server.models.landed import Landed
 
 Bounds = tuple[torch.Tensor, torch.Tensor]
@@ -99,7 +100,7 @@ def leading(
 class Captured(NamedTuple):
     """What capturing took: graphs, seconds, and bytes of device memory beyond the weights.
 
-    kernels: seconds before it in which each bucket ran once, which loads its kernels or, on a first start, builds them.
+    kernels: seconds before it in which kernels were loaded or, on a first start, built and layers compiled.
     """
 
     graphs: int
@@ -241,9 +242,12 @@ class Graphs:
             for n in self._sizes
         ]
 
-    def capture(self, progress: Callable[[float], None]) -> Captured:
-        """Capture every bucket, the largest first so that the others share its memory; `progress` gets the part done."""
-        started, free = time.perf_counter(), _free_memory()
+    def capture(self, progress: Callable[[float], None], since: float) -> Captured:
+        """Capture every bucket, the largest first so that the others share its memory; `progress` gets the part done.
+
+        since: by `time.perf_counter`, when the first kernel was built or loaded.
+        """
+        free = _free_memory()
         pool = torch.cuda.graph_pool_handle()
         with _capturing_stream():
             self.run_each(lambda done: progress(done * _KERNELS))
@@ -253,7 +257,7 @@ class Graphs:
                 progress(_KERNELS + (1 - _KERNELS) * done / len(buckets))
                 bucket.capture(self._forward, pool)
             ended = time.perf_counter()
-        return Captured(len(buckets), ended - begun, begun - started, free - _free_memory())
+        return Captured(len(buckets), ended - begun, begun - since, free - _free_memory())
 
     def run_each(self, progress: Callable[[float], None]) -> None:
         """Run the forward once as each bucket will capture it, to compile what it compiles; `progress` as in `capture`."""
@@ -271,16 +275,16 @@ class Graphs:
         staged = self.stage(ids, lengths, types)
         return staged.bucket.run(self._forward).of(slice(staged.tokens), slice(staged.items))
 
-    def waits(
+    def obstacle(
         self, ids: NDArray[np.int32], lengths: NDArray[np.int64], types: NDArray[np.int32] | None = None
     ) -> str:
-        """What in the forward, once rehearsed, waits for the device, which no graph can hold; "" if nothing is found."""
+        """What keeps a forward, once rehearsed, out of a graph: that it waits for the device; "" if nothing is found."""
         try:
             with _as_if_capturing():
                 self.rehearse(ids, lengths, types)
-        except (torch.OutOfMemoryError, torch.AcceleratorError):
-            raise
         except RuntimeError as error:
+            if device_errors.is_out_of_memory(error) or device_errors.is_lost(error):
+                raise
             return str(error).partition("\n")[0]
         return ""
 
@@ -349,7 +353,7 @@ def _as_if_capturing() -> Iterator[None]:
 
     Models of Transformers that wait only to warn of something ask, and do not while one is going on.
     """
-    asked = torch.cuda.is_current_stream_capturing
+    asked, mode = torch.cuda.is_current_stream_capturing, torch.cuda.get_sync_debug_mode()
     with warnings.catch_warnings():
         # It warns that it does not know them all.
         warnings.simplefilter("ignore")
@@ -359,7 +363,7 @@ def _as_if_capturing() -> Iterator[None]:
             yield
         finally:
             torch.cuda.is_current_stream_capturing = asked
-            torch.cuda.set_sync_debug_mode("default")
+            torch.cuda.set_sync_debug_mode(mode)
 
 
 def _free_memory() -> int:

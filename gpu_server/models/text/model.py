@@ -98,11 +98,17 @@ class TextModel(Model):
         """Find, read, load and check the model. Raises ConfigError or EngineStartFailed."""
         folder = source.find(self._source, self._revision)
         self._facts = checkpoint.read(folder, self._wanted_pooling)
-        self._load_in_one_of(encoder.dtypes(self._dtype, self._facts.stored_dtype, device), device)
-        probe = selfcheck.probe(self._encoder, self._max_length, onednn.TIMES)
-        may_round = self.may_round and self._dtype == "auto"
-        self._products = onednn.adopt(self._encoder, probe, rounded=self._facts.pooling if may_round else "")
-        self._settle()
+        dtypes = encoder.dtypes(self._dtype, self._facts.stored_dtype, device)
+        for dtype in dtypes:
+            try:
+                self._load_as(dtype, device)
+                break
+            except selfcheck.WrongDtype as error:
+                if dtype == dtypes[-1]:
+                    raise
+                log.warning("another dtype is tried", extra={"reason": str(error)})
+                # Head and exception refer to the weights too.
+                self._encoder.model.to("meta")
         self.padded = self._encoder.runs == "padded"
         self._forward = Forward(
             self._encoder,
@@ -184,24 +190,20 @@ class TextModel(Model):
             hidden_size=self._encoder.hidden_size,
         )
 
-    def _load_in_one_of(self, dtypes: Sequence[torch.dtype], device: torch.device) -> None:
-        """Load the weights in the first number type that they run in, and settle how they run."""
-        for dtype in dtypes:
-            self._encoder = self._load_encoder(device, dtype)
-            self._types = None
-            if self.inputs is not PAIRS:
-                self._types = token_types.of_texts(
-                    self._facts.folder, self._facts.tokenizer_json, self._encoder
-                )
-            self._max_length = self._limit_length()
-            steady.settle(self._encoder.model, self._max_length, self._facts.folder)
-            try:
-                selfcheck.choose(self._encoder, self._max_length, packed=self._wants_packed)
-                return
-            except selfcheck.WrongDtype as error:
-                if dtype == dtypes[-1]:
-                    raise
-                log.info("another dtype is tried", extra={"reason": str(error)})
+    def _load_as(self, dtype: torch.dtype, device: torch.device) -> None:
+        """Load the weights in one number type, and settle how they run. Raises WrongDtype where they do not."""
+        facts = self._facts
+        self._encoder = self._load_encoder(device, dtype)
+        self._types = None
+        if self.inputs is not PAIRS:
+            self._types = token_types.of_texts(facts.folder, facts.tokenizer_json, self._encoder)
+        self._max_length = self._limit_length()
+        steady.settle(self._encoder.model, self._max_length, facts.folder)
+        selfcheck.choose(self._encoder, self._max_length, packed=self._wants_packed)
+        probe = selfcheck.probe(self._encoder, self._max_length, onednn.TIMES)
+        may_round = self.may_round and self._dtype == "auto"
+        self._products = onednn.adopt(self._encoder, probe, rounded=facts.pooling if may_round else "")
+        self._settle()
 
     def _load_encoder(self, device: torch.device, dtype: torch.dtype) -> Encoder:
         """Load the weights."""

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from gpu_server.errors import EngineStartFailed
+from gpu_server.models import device_errors
 from gpu_server.models.text.batch import Batch
 from gpu_server.models.text.encoder import Encoder
 from gpu_server.models.text.graphs import Inputs
@@ -52,17 +53,40 @@ def choose(encoder: Encoder, max_length: int, *, packed: bool = True) -> None:
     """
     ids, lengths = probe(encoder, max_length)
     encoder.use("padded")
-    dtype = str(encoder.dtype).removeprefix("torch.")
-    alone = _alone(encoder, ids, lengths, dtype)
-    if not all(bool(torch.isfinite(rows).all()) for rows in alone):
-        raise WrongDtype(f"the model overflows in {dtype}: set dtype to bfloat16 or float32")
+    alone = one_by_one(encoder, encoder, each(encoder, ids, lengths))
     if packed and _packs(encoder, ids, lengths, alone) and _packs_past_width(encoder, max_length):
         return
     if packed:
         log.info("runs padded: packed, a text does not get what it gets alone, or it is too long to know")
     encoder.use("padded")
     if not _agrees(_in_one_batch(encoder, encoder.pack(ids, lengths)), alone):
+        dtype = _name(encoder.dtype)
         raise EngineStartFailed(f"the model does not give the same numbers in a batch as alone ({dtype})")
+
+
+def one_by_one(
+    encoder: Encoder, run: Callable[[Batch], torch.Tensor], batches: Sequence[Batch]
+) -> list[torch.Tensor]:
+    """What `run` makes of each batch. Raises WrongDtype if it gives no finite numbers, or none, in the encoder's dtype."""
+    try:
+        made = [run(batch) for batch in batches]
+    except RuntimeError as error:
+        if (
+            encoder.dtype == torch.float32
+            or device_errors.is_out_of_memory(error)
+            or device_errors.is_lost(error)
+        ):
+            raise
+        reason = str(error).partition("\n")[0]
+        raise WrongDtype(
+            f"the model does not run in {_name(encoder.dtype)}: {reason}; set dtype to float32"
+        ) from error
+    if all(bool(torch.isfinite(rows).all()) for rows in made):
+        return made
+    if encoder.dtype == torch.float32:
+        raise WrongDtype("the model gives numbers that are not finite in float32: its weights are of no use")
+    wider = "bfloat16 or float32" if encoder.dtype == torch.float16 else "float32"
+    raise WrongDtype(f"the model overflows in {_name(encoder.dtype)}: set dtype to {wider}")
 
 
 def probe(encoder: Encoder, max_length: int, times: int = 1) -> Probe:
@@ -121,20 +145,6 @@ def row_errors(got: torch.Tensor, want: torch.Tensor) -> torch.Tensor:
     norms = want.float().flatten(1).norm(dim=1)
     errors: torch.Tensor = apart / norms.maximum(norms.mean()).clamp_min(1e-12)
     return errors
-
-
-def _alone(
-    encoder: Encoder, ids: NDArray[np.int32], lengths: NDArray[np.int64], dtype: str
-) -> list[torch.Tensor]:
-    try:
-        return [encoder(one) for one in each(encoder, ids, lengths)]
-    except (torch.OutOfMemoryError, torch.AcceleratorError):
-        raise
-    except RuntimeError as error:
-        if encoder.dtype == torch.float32:
-            raise
-        reason = str(error).partition("\n")[0]
-        raise WrongDtype(f"the model does not run in {dtype}: {reason}; set dtype to float32") from error
 
 
 def _packs(
@@ -204,8 +214,17 @@ def _lengths(encoder: Encoder, max_length: int) -> NDArray[np.int64]:
 
 def _width(encoder: Encoder, max_length: int) -> int:
     """The most tokens that the model looks back, of what texts may be longer than; 0 where it sees whole texts."""
-    widths = _named(encoder.model.config.get_text_config().to_dict())
+    config = encoder.model.config.get_text_config()
+    # ModernBERT's is a property, which to_dict leaves out.
+    computed = [
+        getattr(config, name) for name in _WIDTHS if isinstance(getattr(type(config), name, None), property)
+    ]
+    widths = [*_named(config.to_dict()), *(width for width in computed if isinstance(width, int))]
     return max((width for width in widths if 0 < width < max_length), default=0)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _named(value: Any) -> Iterator[int]:

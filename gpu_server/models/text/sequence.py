@@ -92,7 +92,8 @@ class SequenceModel(TextModel):
         types = selfcheck.some_types(encoder, len(ids)) if self.inputs is PAIRS else None
         runs = encoder.runs
         encoder.use("padded")
-        want = torch.cat([self._stock.whole(one) for one in selfcheck.each(encoder, ids, lengths, types)])
+        alone = selfcheck.each(encoder, ids, lengths, types)
+        want = torch.cat(selfcheck.one_by_one(encoder, self._stock.whole, alone))
         encoder.use(runs)
         batch = encoder.pack(ids, lengths, types)
         self._reads = self._best(encoder(batch), batch, want)

@@ -55,16 +55,16 @@ class StockHead:
     def check_by_token(self, max_length: int) -> int:
         """Make sure that logits of each token depend on its hidden state alone; returns how many there are of a token.
 
-        Raises EngineStartFailed.
+        Raises EngineStartFailed, WrongDtype.
         """
         encoder = self.encoder
         ids, lengths = selfcheck.probe(encoder, max_length)
         runs = encoder.runs
         encoder.use("padded")
-        want = [self.whole(one)[0] for one in selfcheck.each(encoder, ids, lengths)]
+        want = selfcheck.one_by_one(encoder, self.whole, selfcheck.each(encoder, ids, lengths))
         encoder.use(runs)
         got = self(encoder(encoder.pack(ids, lengths))[None])[0]
-        if not selfcheck.outputs_agree([got], [torch.cat(want)], encoder.dtype):
+        if not selfcheck.outputs_agree([got], [torch.cat([logits[0] for logits in want])], encoder.dtype):
             raise EngineStartFailed("the model's head does not give the same numbers in a batch as alone")
         return got.shape[1]
 

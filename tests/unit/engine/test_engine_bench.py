@@ -139,3 +139,35 @@ def test_the_table_of_a_class_has_no_tokens_and_no_share(timed: Forward) -> None
     assert "items/s" in said
     assert "token" not in said
     assert said.splitlines()[4].split()[4] == "-"
+
+
+class Batch:
+    """Takes two seconds from the end of the one before it."""
+
+    def __init__(self, clock: list[float]) -> None:
+        self._clock = clock
+
+    def wait(self) -> None:
+        self._clock[0] += 2.0
+
+
+@pytest.mark.parametrize("in_flight", [1, 2, 8])
+def test_a_batch_is_timed_from_answer_to_answer(monkeypatch: pytest.MonkeyPatch, in_flight: int) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(bench.time, "perf_counter", lambda: clock[0])
+    under_way: list[Batch] = []
+
+    class Runner:
+        def enqueue(self, inputs: object, params: object) -> Batch:
+            under_way.append(Batch(clock))
+            return under_way[-1]
+
+    assert bench._timed_batches(Runner(), {}, in_flight, 10.0) == 2.0  # type: ignore[arg-type]
+    assert clock[0] == 2.0 * len(under_way)
+
+
+def test_what_was_not_measured_is_no_number(cross_encoder: Path, forward: Forward) -> None:
+    report = forward(str(cross_encoder))
+    assert all(row.bare_us is None and row.loop_share is None for row in report.rows)
+    assert table(report).splitlines()[-1].split()[-2:] == ["-", "-"]
+    assert "graphs" not in table(report)

@@ -10,6 +10,7 @@ import torch
 
 from gpu_server.engine import device as devices
 from gpu_server.errors import ConfigError
+from gpu_server.models import device_errors
 
 without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="speaks of a machine without a GPU")
 
@@ -99,7 +100,7 @@ def test_a_device_that_does_not_wake_is_told_of_after_the_imports(monkeypatch: p
     ],
 )
 def test_kinds_of_errors(error: Exception, full: bool, lost: bool) -> None:
-    assert (devices.is_out_of_memory(error), devices.is_lost(error)) == (full, lost)
+    assert (device_errors.is_out_of_memory(error), device_errors.is_lost(error)) == (full, lost)
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system has no affinity")

@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from gpu_server import logs, shared_frames
-from gpu_server.engine import device, parent, process
+from gpu_server.engine import parent, process
 from gpu_server.engine.blame import LoadRaised
 from gpu_server.errors import ConfigError, DeviceLost, OutOfMemory
+from gpu_server.models import device_errors
 from gpu_server.wire.events import EngineSpec, Event, pack, unpack_event
 
 SPEC = EngineSpec(
@@ -109,7 +110,7 @@ def test_what_a_model_raised_while_it_loaded_is_told_with_its_name_and_logged_wi
 )
 def test_a_device_that_fails_is_not_permanent(end: End, error: Exception, serving: bool) -> None:
     # The engine knows what torch says of a device once it has taken one.
-    assert device.is_out_of_memory(torch.OutOfMemoryError("full"))
+    assert device_errors.is_out_of_memory(torch.OutOfMemoryError("full"))
     event, exit_code = end(error, serving)
     assert (event.permanent, exit_code) == (False, DeviceLost.exit_code)
     assert event.fault == ("device" if isinstance(error, DeviceLost) else "memory")

@@ -144,6 +144,34 @@ def test_an_unknown_dtype_is_refused() -> None:
         encoder.dtypes("int8", "float32", CPU)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "advice"),
+    [
+        (torch.float16, "overflows in float16: set dtype to bfloat16 or float32"),
+        (torch.bfloat16, "overflows in bfloat16: set dtype to float32"),
+        (torch.float32, "not finite in float32: its weights are of no use"),
+    ],
+)
+def test_what_is_not_finite_names_what_may_be(
+    make_model: Callable[..., Path], dtype: torch.dtype, advice: str
+) -> None:
+    made = encoder.load(make_model("bert"), CPU, dtype)
+    made.model.embeddings.register_forward_hook(lambda module, args, out: out * torch.nan)
+    with pytest.raises(selfcheck.WrongDtype, match=f"{advice}$"):
+        selfcheck.choose(made, max_length=128)
+
+
+@pytest.mark.parametrize("fault", ["CUBLAS_STATUS_ALLOC_FAILED when calling", "unspecified launch failure"])
+def test_a_device_that_fails_is_no_matter_of_dtype(make_model: Callable[..., Path], fault: str) -> None:
+    def fails(*given: Any) -> None:
+        raise RuntimeError(f"CUDA error: {fault}")
+
+    made = encoder.load(make_model("bert"), CPU, torch.float16)
+    made.model.embeddings.register_forward_hook(fails)
+    with pytest.raises(RuntimeError, match=f"^CUDA error: {fault}"):
+        selfcheck.choose(made, max_length=128)
+
+
 def test_a_model_without_operations_in_a_dtype_names_one(make_model: Callable[..., Path]) -> None:
     def refuses(module: Any, args: Any, out: torch.Tensor) -> None:
         if out.dtype != torch.float32:
@@ -172,7 +200,17 @@ def test_weights_of_another_shape_do_not_load(make_model: Callable[..., Path]) -
     folder = make_model("bert")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "intermediate_size": 40}))
-    with pytest.raises(EngineStartFailed):
+    name = r"encoder\.layer\.0\.intermediate\.dense\.bias"
+    said = rf"{name} is \[48\] in the weights and \[40\] by config\.json$"
+    with pytest.raises(EngineStartFailed, match=said):
+        encoder.load(folder, CPU)
+
+
+def test_a_setting_of_another_type_is_named_with_what_it_must_be(make_model: Callable[..., Path]) -> None:
+    folder = make_model("bert")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "hidden_size": "big"}))
+    with pytest.raises(ConfigError, match=r"hidden_size.*: .*expected int.*'big'"):
         encoder.load(folder, CPU)
 
 

@@ -136,6 +136,19 @@ def test_graphs_of_any_limits_are_captured_and_right(
     torch.testing.assert_close(embed(forward, 3), direct, rtol=1e-4, atol=1e-5)
 
 
+def test_a_look_at_what_waits_leaves_torch_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    modes = [1]
+    monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: modes[-1])
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", asked := lambda: False)
+    with pytest.raises(RuntimeError, match="waits"), graphs._as_if_capturing():
+        assert modes[-1] == "error"
+        assert torch.cuda.is_current_stream_capturing()
+        raise RuntimeError("it waits")
+    assert modes == [1, "error", 1]
+    assert torch.cuda.is_current_stream_capturing is asked
+
+
 def test_a_model_that_waits_for_the_device_runs_without_graphs(
     make_model: MakeModel,
     recorder: Recorder,
@@ -148,8 +161,10 @@ def test_a_model_that_waits_for_the_device_runs_without_graphs(
     def as_if_capturing() -> Iterator[None]:
         nonlocal as_captured
         as_captured = True
-        yield
-        as_captured = False
+        try:
+            yield
+        finally:
+            as_captured = False
 
     def waits(module: object, args: object) -> None:
         if as_captured:
@@ -162,7 +177,7 @@ def test_a_model_that_waits_for_the_device_runs_without_graphs(
         capture(forward)
     assert (forward.runs, forward.graph_sizes, recorder.captured) == ("packed", (), [])
     reasons = [record.reason for record in caplog.records if record.message == "runs without graphs"]
-    assert reasons == ["the model waits for the device: called a synchronizing CUDA operation"]
+    assert reasons == ["no graph can hold the model: called a synchronizing CUDA operation"]
 
 
 @pytest.mark.parametrize("bucket", graphs.ladder(MAX_TOKENS))

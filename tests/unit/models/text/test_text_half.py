@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 import torch._inductor.config
-from families import FAMILIES
+from families import FAMILIES, PADDED
 from heads import Row, facts, rows_of
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification
@@ -34,6 +34,19 @@ LIMIT = {"float16": 3e-3, "bfloat16": 2.4e-2}
 NEARLY = 1.1
 NOT_IN_HALF = ("deberta", "mra")
 """Their own code multiplies float32 by half precision, which torch refuses."""
+OTHER_VALUES = {"deepseek_v3", "minicpm3", "youtu"}
+"""Their values are of another size than their keys."""
+WAITING = {"aria_text", "hunyuan_v1_moe", "jetmoe", "phimoe"}
+WAITING_IN_FLOAT16 = {
+    "cohere2_moe", "flex_olmo", "granitemoe", "granitemoeshared", "minimax_m3_vl_text", "mixtral", "olmoe",
+}  # fmt: skip
+"""They wait for the device as they run: torch's grouped products take bfloat16 alone without that."""
+PADDED_BY_SOME = {"moshi"}
+"""Transformers before 5.23 leaves its attention out of AttentionInterface."""
+MAY_HAVE_NO_GRAPHS = {
+    "float16": {*PADDED, *OTHER_VALUES, *WAITING, *WAITING_IN_FLOAT16, *PADDED_BY_SOME},
+    "bfloat16": {*PADDED, *OTHER_VALUES, *WAITING, *PADDED_BY_SOME},
+}
 ALL_EXPERTS: dict[str, dict[str, Any]] = {
     "llama4_text": {"num_local_experts": 1, "num_experts_per_tok": 1},
     "mixtral": {"num_local_experts": 2, "num_experts_per_tok": 2},
@@ -124,6 +137,7 @@ def test_every_family_is_as_near_to_float32(make_model: MakeModel, family: str, 
     rows = some_rows()
     want, half = (stock(folder, kind, rows, mean) for kind in (torch.float32, getattr(torch, dtype)))
     model, runner = started(folder, dtype, "graphs")
+    assert facts(model).runs == "graphs" or family in MAY_HAVE_NO_GRAPHS[dtype]
     check_error(f"{family}, {facts(model).runs}", dtype, np.concatenate(answer(runner, rows)), want, half)
 
 
@@ -152,6 +166,7 @@ def test_what_does_not_run_in_half_precision_runs_in_float32(make_model: MakeMod
 def test_a_text_is_the_same_in_every_bucket(make_model: MakeModel, family: str, dtype: str) -> None:
     folder = like_trained(make_model(family, pooling="mean", **ALL_EXPERTS.get(family, {})))
     model, runner = started(folder, dtype, "graphs")
+    assert facts(model).runs == "graphs" or family in MAY_HAVE_NO_GRAPHS[dtype]
     worst = least_cosine(runner, 1024)
     print(f"{family}, {facts(model).runs}, {dtype}: least cosine to itself {worst:.7f}")
     assert worst >= 0.9999
@@ -285,4 +300,5 @@ def test_every_head_is_as_near_to_float32(make_model: MakeModel, head: str) -> N
     rows = some_rows()
     want, half = (stock(folder, dtype, rows, made, auto) for dtype in (torch.float32, torch.float16))
     model, runner = started(folder, "float16", "fused graphs", **options)
+    assert facts(model).runs.endswith("graphs") or head == "padded"
     check_error(f"{head}, {facts(model).runs}", "float16", got(runner, rows), want, half)

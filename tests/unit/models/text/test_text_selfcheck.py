@@ -17,7 +17,7 @@ from gpu_server.checks import models
 from gpu_server.config import Config, EngineConfig, ModelConfig
 from gpu_server.engine import bench, loader
 from gpu_server.errors import EngineStartFailed
-from gpu_server.models.text import encoder, selfcheck
+from gpu_server.models.text import attention, encoder, selfcheck
 from gpu_server.models.text.encoder import Encoder
 from gpu_server.models.text.model import TextModel
 
@@ -86,6 +86,14 @@ def test_a_text_longer_than_the_window_is_as_transformers_has_it(
 def test_a_window_that_the_attention_is_not_told_of_shows_in_half_precision(make_model: MakeModel) -> None:
     folder = make_model("qwen2_moe", max_position_embeddings=2048, **QWEN2, **EXPERTS, sliding_window=400)
     assert checked(folder, 2048, dtype="bfloat16").runs == "padded"
+
+
+def test_a_window_that_the_config_only_computes_is_known(
+    make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "_reach", lambda *given: None)
+    folder = make_model("modernbert", local_attention=128)
+    assert checked(folder, 100).runs == "padded"
 
 
 @pytest.mark.parametrize("max_length", [300, 515, 2048])

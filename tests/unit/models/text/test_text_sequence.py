@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from families import FAMILIES
 from heads import CPU, facts, loaded, rows_of, run, stock_logits, types_of
+from safetensors.torch import load_file, save_file
 from sentence_transformers import CrossEncoder
 from test_text_forward import Recorder
 from tokenizers import Tokenizer
@@ -19,6 +21,7 @@ from transformers import AutoModelForSequenceClassification
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES as HEADS
 
 from gpu_server.errors import ConfigError, InvalidRequest
+from gpu_server.models.text import encoder
 from gpu_server.models.text.graphs import Staged
 from gpu_server.models.text.model import TextBatch, TextModel
 from gpu_server.models.text.sequence import SequenceModel
@@ -63,6 +66,18 @@ def test_every_family_equals_transformers(make_model: MakeModel, family: str) ->
     assert isinstance(model, SequenceModel)
     assert (model._reads == "whole") == (family == "longformer")
     assert_equal_to_stock(folder, model)
+
+
+def test_a_head_that_overflows_is_tried_in_another_dtype(
+    make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make(make_model, "bert", types=False)
+    weights = load_file(folder / "model.safetensors")
+    weights["classifier.weight"] *= 1e6
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    on_a_gpu = encoder.dtypes("auto", "float32", torch.device("cuda"))
+    monkeypatch.setattr(encoder, "dtypes", lambda *given: on_a_gpu)
+    assert facts(loaded(folder)).dtype == "bfloat16"
 
 
 def test_a_head_that_averages_gets_all_tokens(make_model: MakeModel) -> None:
