@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 import warnings
 import weakref
@@ -340,11 +341,21 @@ class Graphs:
 
 @contextmanager
 def _capturing_stream() -> Iterator[None]:
-    """One stream for all captures of a model: what was captured on several would share no memory."""
-    torch.cuda.synchronize()
-    with torch.cuda.stream(torch.cuda.Stream()):
-        yield
-    torch.cuda.synchronize()
+    """One stream for all captures of a model: what was captured on several would share no memory.
+
+    No garbage is collected meanwhile: to free a graph, another model's, is not permitted then and breaks the capture.
+    """
+    collects = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        torch.cuda.synchronize()
+        with torch.cuda.stream(torch.cuda.Stream()):
+            yield
+        torch.cuda.synchronize()
+    finally:
+        if collects:
+            gc.enable()
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import sys
 import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +135,20 @@ def test_graphs_of_any_limits_are_captured_and_right(
     assert forward.graph_sizes == tuple(graphs.ladder(max_tokens))
     assert recorder.captured == [n for n in graphs.ladder(max_tokens)[::-1] for _ in range(graphs.TURNS)]
     torch.testing.assert_close(embed(forward, 3), direct, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("collects", [True, False])
+def test_no_garbage_is_collected_during_a_capture(monkeypatch: pytest.MonkeyPatch, collects: bool) -> None:
+    for name, stub in {"synchronize": lambda: None, "Stream": lambda: None, "stream": nullcontext}.items():
+        monkeypatch.setattr(torch.cuda, name, stub)
+    monkeypatch.setattr(graphs.gc, "isenabled", lambda: collects)
+    done: list[str] = []
+    for name in ("collect", "disable", "enable"):
+        monkeypatch.setattr(graphs.gc, name, partial(done.append, name))
+    with pytest.raises(RuntimeError, match="fails"), graphs._capturing_stream():
+        assert done == ["collect", "disable"]
+        raise RuntimeError("it fails")
+    assert done == ["collect", "disable", *(["enable"] if collects else [])]
 
 
 def test_a_look_at_what_waits_leaves_torch_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:

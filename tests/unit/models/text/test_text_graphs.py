@@ -18,7 +18,7 @@ from gpu_server.engine.isolation import Answer
 from gpu_server.engine.runner import Runner
 from gpu_server.models.text.attention import attend
 from gpu_server.models.text.embedding import EmbeddingModel
-from gpu_server.models.text.graphs import filler, ladder, leading
+from gpu_server.models.text.graphs import Bucket, Forward, Outputs, filler, ladder, leading
 from gpu_server.wire.documents import ModelInfo
 from gpu_server.wire.tensor import Tensor
 
@@ -166,6 +166,29 @@ def test_an_answer_outlives_the_batches_after_it(make_model: Callable[..., Path]
     pending = [runner.enqueue({"input_ids": Tensor.from_rows(text)}, {}) for text in texts]
     for batch, want in zip(pending, alone, strict=True):
         assert torch.equal(vectors(batch.wait()), want)
+
+
+@pytest.mark.gpu
+@needs_cuda
+def test_a_graph_that_becomes_garbage_does_not_break_the_capture_of_another(
+    make_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_model("bert", pooling="mean")
+    held = [started(folder, 64, 50)]
+    run = Bucket.run
+
+    def leaves_garbage(bucket: Bucket, forward: Forward) -> Outputs:
+        if held and torch.cuda.is_current_stream_capturing():
+            cycle: list[object] = [held.pop()]
+            cycle.append(cycle)
+            del cycle
+            # More than the first generation's threshold.
+            assert len([[] for _ in range(2000)]) == 2000
+        return run(bucket, forward)
+
+    monkeypatch.setattr(Bucket, "run", leaves_garbage)
+    assert started(folder, 64, 50).model._forward.runs == "fused graphs"  # type: ignore[attr-defined]
+    assert not held
 
 
 class Layer(torch.nn.Module):
