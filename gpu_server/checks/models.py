@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import msgspec
 
@@ -27,9 +28,9 @@ def names(config: Config, needed: bool = True) -> list[Finding]:
         except MissingDependency as error:
             return [*found, _missing(error, needed)]
         except ConfigError as error:
-            found.append(
-                Finding("model", "error", str(error), "name module:Class, a folder or a hub id that is there")
-            )
+            there = Path(model.source).exists()
+            fix = "mend or replace that" if there else "name module:Class, a folder or a hub id that is there"
+            found.append(Finding("model", "error", str(error), fix))
     return found
 
 
