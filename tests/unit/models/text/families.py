@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from typing import Any
+
+import pytest
 
 _GQA = {"num_key_value_heads": 2, "head_dim": 8}
 COMMON: dict[str, dict[str, Any]] = {
@@ -96,3 +99,12 @@ PADDED = [
     "vaultgemma", "visual_bert", "xglm", "xlm",
 ]  # fmt: skip
 FAMILIES: dict[str, dict[str, Any]] = {name: {} for name in PACKED + PADDED} | COMMON | _OTHERS
+
+
+def with_heads(known: Container[str]) -> list[Any]:
+    """Families that are known to have some head; those that few serve as long tests, a quarter of a second each."""
+    return [
+        name if name in COMMON else pytest.param(name, marks=pytest.mark.long)
+        for name in FAMILIES
+        if name in known
+    ]

@@ -31,7 +31,8 @@ def rows(header: str) -> list[list[str]]:
 def families_of(test: Callable[..., Any]) -> set[str]:
     """The values of `family` that a test is run for."""
     (mark,) = [mark for mark in test.pytestmark if "family" in str(mark.args[0])]  # type: ignore[attr-defined]
-    return {value if isinstance(value, str) else value[0] for value in mark.args[1]}
+    given = [value.values if hasattr(value, "values") else value for value in mark.args[1]]
+    return {value if isinstance(value, str) else value[0] for value in given}
 
 
 TESTED = {

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from families import FAMILIES
+from families import with_heads
 from heads import CPU, facts, loaded, rows_of, run, stock_logits, types_of
 from safetensors.torch import load_file, save_file
 from sentence_transformers import CrossEncoder
@@ -59,7 +59,7 @@ def assert_equal_to_stock(folder: Path, model: TextModel) -> None:
     np.testing.assert_allclose(alone, want[3:4], atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("family", [name for name in FAMILIES if name in HEADS])
+@pytest.mark.parametrize("family", with_heads(HEADS))
 def test_every_family_equals_transformers(make_model: MakeModel, family: str) -> None:
     folder = make(make_model, family)
     model = loaded(folder)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from families import FAMILIES
+from families import with_heads
 from heads import facts, loaded, rows_of, run, stock_logits
 from transformers import AutoModelForTokenClassification
 from transformers.models.auto.modeling_auto import MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES as HEADS
@@ -19,7 +19,7 @@ from gpu_server.models.text.stock_head import StockHead
 MakeModel = Callable[..., Path]
 
 
-@pytest.mark.parametrize("family", [*(name for name in FAMILIES if name in HEADS), "t5"])
+@pytest.mark.parametrize("family", [*with_heads(HEADS), "t5"])
 def test_equals_transformers(make_model: MakeModel, family: str) -> None:
     folder = make_model(family, auto=AutoModelForTokenClassification, num_labels=5)
     model = loaded(folder)
