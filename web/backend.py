@@ -89,13 +89,11 @@ class Backend:
         return next((info for info in infos if info.kind != "custom"), infos[0])
 
     def model_of_kind(self, name: str, kinds: Iterable[str], what: str) -> ModelInfo:
-        """The model of that name, "" for the first of the first kind that any is. Raises UnsupportedOperation if none is
-        `what`."""
+        """The model of that name, "" for the first of these kinds. Raises UnsupportedOperation if none is `what`."""
         infos = [self.model(name)] if name else self.models()
-        for kind in kinds:
-            for info in infos:
-                if info.kind == kind:
-                    return info
+        for info in infos:
+            if info.kind in kinds:
+                return info
         if len(infos) == 1:
             raise not_a(infos[0], what)
         served = ", ".join(f"{info.name} ({info.kind})" for info in infos)

@@ -12,8 +12,10 @@ from gpu_server.checks import probe
 from gpu_server.checks.finding import Finding, fine
 from gpu_server.config import Config, ModelConfig
 from gpu_server.daemon import model_set
-from gpu_server.errors import ConfigError, MissingDependency
+from gpu_server.errors import ConfigError, MissingDependency, ModelClassError, ModelFolderMissing
 from gpu_server.wire.events import EngineSpec
+
+_NAME = "name module:Class, a folder or a hub id that is there"
 
 
 def names(config: Config, needed: bool = True) -> list[Finding]:
@@ -27,10 +29,11 @@ def names(config: Config, needed: bool = True) -> list[Finding]:
             source.check(model.source)
         except MissingDependency as error:
             return [*found, _missing(error, needed)]
+        except (ModelFolderMissing, ModelClassError) as error:
+            found.append(Finding("model", "error", str(error), _NAME))
         except ConfigError as error:
-            there = Path(model.source).exists()
-            fix = "mend or replace that" if there else "name module:Class, a folder or a hub id that is there"
-            found.append(Finding("model", "error", str(error), fix))
+            broken = Path(model.source).expanduser().is_dir()
+            found.append(Finding("model", "error", str(error), "mend or replace that" if broken else _NAME))
     return found
 
 

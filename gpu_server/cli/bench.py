@@ -43,15 +43,15 @@ def table(report: Any) -> str:
     one, cost, rate = (
         ("one text of 16 tokens", "tokens", "Mtok/s") if report.texts else ("one item", "cost", "items/s")
     )
+    graphed = report.capture_s is not None
+    took = f" (kernels {report.kernels_s:.1f} s, capture {report.capture_s:.2f} s)" if graphed else ""
     about = [
         f"matmul ceiling {report.ceiling_tflops:.3g} TFLOP/s in {report.ceiling_dtype}",
-        f"load and warm-up {report.load_s:.1f} s",
+        f"load and warm-up {report.load_s:.1f} s{took}",
     ]
-    if report.memory_mib:
-        about.append(f"device memory {report.memory_mib:.0f} MiB")
-    if report.capture_s:
-        took = f"kernels {report.kernels_s:.1f} s, capture {report.capture_s:.2f} s"
-        about.append(f"of that graphs {took}, {report.capture_mib:.0f} MiB")
+    if report.memory_mib is not None:
+        graphs = f" (graphs {report.capture_mib:.0f} MiB)" if graphed else ""
+        about.append(f"device memory {report.memory_mib:.0f} MiB{graphs}")
     lines = [
         f"{report.model}: {how}",
         "; ".join(about),

@@ -62,8 +62,8 @@ class Report(msgspec.Struct):
 
     texts: whether its items are texts. ceiling_dtype: of the products of `ceiling_tflops`; on a CPU the model's own.
     load_s: from nothing to ready to serve. kernels_s, capture_s: of that, loading the kernels of the graphs (on a first
-    start, building them and compiling layers) and capturing. capture_mib: of device memory, the graphs. 0 without graphs.
-    memory_mib: 0 on a CPU.
+    start, building them and compiling layers) and capturing. capture_mib: of device memory, the graphs. Those three are None
+    without graphs, memory_mib on a CPU.
     """
 
     model: str
@@ -75,10 +75,10 @@ class Report(msgspec.Struct):
     ceiling_dtype: str
     ceiling_tflops: float
     load_s: float
-    kernels_s: float
-    capture_s: float
-    capture_mib: float
-    memory_mib: float
+    kernels_s: float | None
+    capture_s: float | None
+    capture_mib: float | None
+    memory_mib: float | None
     single_p50_us: float
     single_p99_us: float
     rows: list[Row]
@@ -120,10 +120,10 @@ def run(source: str, shape: str, settings: config.EngineConfig, progress: Progre
         ceiling_dtype=str(dtype).removeprefix("torch."),
         ceiling_tflops=ceiling / 1e12,
         load_s=load_s,
-        kernels_s=captured.kernels if captured else 0.0,
-        capture_s=captured.seconds if captured else 0.0,
-        capture_mib=captured.memory / 2**20 if captured else 0.0,
-        memory_mib=torch.cuda.memory_reserved(device) / 2**20 if device.type == "cuda" else 0.0,
+        kernels_s=captured.kernels if captured else None,
+        capture_s=captured.seconds if captured else None,
+        capture_mib=captured.memory / 2**20 if captured else None,
+        memory_mib=torch.cuda.memory_reserved(device) / 2**20 if device.type == "cuda" else None,
         single_p50_us=statistics.median(single) * 1e6,
         single_p99_us=sorted(single)[int(len(single) * 0.99)] * 1e6,
         rows=[],

@@ -175,9 +175,14 @@ def _report(tell: Tell, error: Exception, serving: bool) -> int:
 
 def _fault(error: Exception) -> Literal["", "device", "memory"]:
     """What failed, where a fresh process may do better: the device was lost or full, the model is not at fault."""
-    kinds = sys.modules.get("gpu_server.models.device_errors")
-    if isinstance(error, OutOfMemory) or (kinds is not None and kinds.is_out_of_memory(error)):
+    if isinstance(error, OutOfMemory):
         return "memory"
-    if isinstance(error, DeviceLost) or (kinds is not None and kinds.is_lost(error)):
+    if isinstance(error, DeviceLost):
         return "device"
-    return ""
+    if "torch" not in sys.modules:
+        return ""
+    from gpu_server.models import device_errors
+
+    if device_errors.is_out_of_memory(error):
+        return "memory"
+    return "device" if device_errors.is_lost(error) else ""

@@ -166,8 +166,7 @@ class Forward:
             with layers:
                 graphs.run_each(lambda done: progress(_COMPILING * done))
         except (RuntimeError, OSError, SubprocessError) as error:
-            if device_errors.is_out_of_memory(error) or device_errors.is_lost(error):
-                raise
+            device_errors.pass_on(error)
             log.warning(
                 "runs with the model's own layers: compiling them failed; --no-compile does not try",
                 extra={"reason": _first_line(error)},
@@ -206,11 +205,11 @@ class Forward:
 
 def _capture_failed(error: RuntimeError) -> Exception:
     """What a failed capture is called: whether another start, of what kind, may do better."""
-    if isinstance(error, torch.OutOfMemoryError):
+    if device_errors.is_out_of_memory(error):
         return OutOfMemory(
             "the device has not enough memory for the graphs: lower max_batch_tokens, or start with --no-graphs"
         )
-    if isinstance(error, torch.AcceleratorError) and "captur" not in str(error):
+    if device_errors.is_lost(error) and "captur" not in str(error):
         return DeviceLost(_first_line(error))
     return EngineStartFailed(f"capturing the forward failed: {_first_line(error)}; start with --no-graphs")
 

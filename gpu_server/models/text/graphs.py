@@ -284,8 +284,7 @@ class Graphs:
             with _as_if_capturing():
                 self.rehearse(ids, lengths, types)
         except RuntimeError as error:
-            if device_errors.is_out_of_memory(error) or device_errors.is_lost(error):
-                raise
+            device_errors.pass_on(error)
             return str(error).partition("\n")[0]
         return ""
 

@@ -99,16 +99,15 @@ class TextModel(Model):
         folder = source.find(self._source, self._revision)
         self._facts = checkpoint.read(folder, self._wanted_pooling)
         dtypes = encoder.dtypes(self._dtype, self._facts.stored_dtype, device)
-        for dtype in dtypes:
+        for dtype in dtypes[:-1]:
             try:
                 self._load_as(dtype, device)
                 break
             except selfcheck.WrongDtype as error:
-                if dtype == dtypes[-1]:
-                    raise
                 log.warning("another dtype is tried", extra={"reason": str(error)})
-                # Head and exception refer to the weights too.
-                self._encoder.model.to("meta")
+            self._forget_weights()
+        else:
+            self._load_as(dtypes[-1], device)
         self.padded = self._encoder.runs == "padded"
         self._forward = Forward(
             self._encoder,
@@ -204,6 +203,10 @@ class TextModel(Model):
         may_round = self.may_round and self._dtype == "auto"
         self._products = onednn.adopt(self._encoder, probe, rounded=facts.pooling if may_round else "")
         self._settle()
+
+    def _forget_weights(self) -> None:
+        """Make room for those of another number type."""
+        del self._encoder
 
     def _load_encoder(self, device: torch.device, dtype: torch.dtype) -> Encoder:
         """Load the weights."""

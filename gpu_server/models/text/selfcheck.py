@@ -71,11 +71,8 @@ def one_by_one(
     try:
         made = [run(batch) for batch in batches]
     except RuntimeError as error:
-        if (
-            encoder.dtype == torch.float32
-            or device_errors.is_out_of_memory(error)
-            or device_errors.is_lost(error)
-        ):
+        device_errors.pass_on(error)
+        if encoder.dtype == torch.float32:
             raise
         reason = str(error).partition("\n")[0]
         raise WrongDtype(
@@ -154,7 +151,8 @@ def _packs(
         encoder.use("packed")
         packed = encoder(encoder.pack(ids, lengths))
         changed = encoder(encoder.pack(_with_other_neighbour(encoder, ids, lengths), lengths))
-    except (RuntimeError, TypeError, ValueError):
+    except (RuntimeError, TypeError, ValueError) as error:
+        device_errors.pass_on(error)
         return False
     return _agrees(packed, alone) and _isolated(packed, changed, lengths)
 
@@ -175,7 +173,8 @@ def _packs_past_width(encoder: Encoder, max_length: int) -> bool:
         want = encoder(text)[width:]
         encoder.use("packed")
         return _distance(encoder(text)[width:], want) <= TOLERANCE[encoder.dtype]
-    except (RuntimeError, TypeError, ValueError):
+    except (RuntimeError, TypeError, ValueError) as error:
+        device_errors.pass_on(error)
         return False
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from types import MappingProxyType
 from typing import Literal
 
@@ -12,6 +11,7 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from gpu_server.errors import EngineStartFailed
+from gpu_server.models import device_errors
 from gpu_server.models.landed import Landed
 from gpu_server.models.text import selfcheck, token_types
 from gpu_server.models.text.batch import Batch
@@ -77,6 +77,10 @@ class SequenceModel(TextModel):
         padded = self._encoder.padded(batch)
         return self._stock(batch.layout.padded(hidden), padded["input_ids"], padded["attention_mask"])
 
+    def _forget_weights(self) -> None:
+        super()._forget_weights()
+        del self._stock
+
     def _load_encoder(self, device: torch.device, dtype: torch.dtype) -> Encoder:
         whole = load_model(AutoModelForSequenceClassification, self._facts.folder, device, dtype)
         self._stock = StockHead(whole, device)
@@ -106,8 +110,10 @@ class SequenceModel(TextModel):
         """The first way to feed the head that is about as right as the best, or "whole" where none is right."""
         errors: dict[Reads, float] = {}
         for reads in self._candidates():
-            with suppress(RuntimeError, TypeError, ValueError, AttributeError, IndexError):
+            try:
                 errors[reads] = _distance(self._feed(reads, hidden, batch), want)
+            except (RuntimeError, TypeError, ValueError, AttributeError, IndexError) as error:
+                device_errors.pass_on(error)
         limit = min(selfcheck.TOLERANCE[hidden.dtype], 2 * min(errors.values(), default=0.0) + 1e-6)
         return next((reads for reads, error in errors.items() if error <= limit), "whole")
 

@@ -62,6 +62,10 @@ class SparseModel(TextModel):
         weights = logits.log1p_()
         return weights.log1p_() if self._facts.splade.activation == "log1p_relu" else weights
 
+    def _forget_weights(self) -> None:
+        super()._forget_weights()
+        del self._stock
+
     def _load_encoder(self, device: torch.device, dtype: torch.dtype) -> Encoder:
         whole = load_model(AutoModelForMaskedLM, self._facts.folder, device, dtype)
         self._stock = StockHead(whole, device)

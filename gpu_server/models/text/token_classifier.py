@@ -29,6 +29,10 @@ class TokenClassifier(TextModel):
         info.labels = labels_of(self._stock.config)
         info.activation = "softmax"
 
+    def _forget_weights(self) -> None:
+        super()._forget_weights()
+        del self._stock
+
     def _load_encoder(self, device: torch.device, dtype: torch.dtype) -> Encoder:
         whole = load_model(AutoModelForTokenClassification, self._facts.folder, device, dtype)
         self._stock = StockHead(whole, device)

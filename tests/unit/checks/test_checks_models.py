@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from gpu_server.checks import models
 from gpu_server.config import Config, ModelConfig
 
@@ -20,7 +22,14 @@ def test_a_folder_whose_file_is_broken_is_to_be_mended(tmp_path: Path) -> None:
     assert fix == "mend or replace that"
 
 
-def test_a_folder_that_is_missing_is_to_be_named(tmp_path: Path) -> None:
-    ((message, fix),) = findings(str(tmp_path / "absent"))
-    assert "does not exist" in message
-    assert fix == "name module:Class, a folder or a hub id that is there"
+def test_what_is_not_there_is_to_be_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text("")
+    for source, said in {
+        "./absent": "does not exist",
+        "mine.py": "did you mean mine:Class",
+        "no such thing": "neither module:Class, a folder, nor a hub id",
+    }.items():
+        ((message, fix),) = findings(source)
+        assert said in message
+        assert fix == "name module:Class, a folder or a hub id that is there"

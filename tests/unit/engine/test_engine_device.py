@@ -95,6 +95,12 @@ def test_a_device_that_does_not_wake_is_told_of_after_the_imports(monkeypatch: p
         (RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED"), False, True),
         (torch.AcceleratorError("CUDA error: device-side assert triggered"), False, True),
         (RuntimeError("CUDA error: an illegal memory access was encountered"), False, True),
+        (
+            RuntimeError("CUDA error: CUBLAS_STATUS_NOT_SUPPORTED when calling `cublasGemmEx(...)`"),
+            False,
+            False,
+        ),
+        (torch.AcceleratorError("CUDA error: invalid configuration argument"), False, False),
         (RuntimeError("shapes do not match"), False, False),
         (ValueError("CUDA error"), False, False),
     ],

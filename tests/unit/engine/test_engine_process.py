@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import socket as sockets
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +17,6 @@ from gpu_server import logs, shared_frames
 from gpu_server.engine import parent, process
 from gpu_server.engine.blame import LoadRaised
 from gpu_server.errors import ConfigError, DeviceLost, OutOfMemory
-from gpu_server.models import device_errors
 from gpu_server.wire.events import EngineSpec, Event, pack, unpack_event
 
 SPEC = EngineSpec(
@@ -109,8 +110,19 @@ def test_what_a_model_raised_while_it_loaded_is_told_with_its_name_and_logged_wi
     ],
 )
 def test_a_device_that_fails_is_not_permanent(end: End, error: Exception, serving: bool) -> None:
-    # The engine knows what torch says of a device once it has taken one.
-    assert device_errors.is_out_of_memory(torch.OutOfMemoryError("full"))
     event, exit_code = end(error, serving)
     assert (event.permanent, exit_code) == (False, DeviceLost.exit_code)
     assert event.fault == ("device" if isinstance(error, DeviceLost) else "memory")
+
+
+def test_a_fault_of_the_device_is_known_before_any_model_is_imported() -> None:
+    code = (
+        "from gpu_server.engine import process\n"
+        "assert process._fault(RuntimeError('CUDA error: busy')) == ''\n"
+        "import torch\n"
+        "print(process._fault(torch.AcceleratorError('CUDA error: busy')), process._fault(torch.OutOfMemoryError()))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout.split() == ["device", "memory"]

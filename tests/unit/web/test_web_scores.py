@@ -122,7 +122,7 @@ def test_predict_raw_scores_and_a_reranker(http: FlaskClient) -> None:
         {"score": 0.0, "label": "none"},
         {"score": 0.0, "label": "pair"},
     ]
-    [one] = ask(http, "/predict", inputs=["q", "a" * 9], model="reranker")
+    [one] = ask(http, "/predict", inputs=["q", "a" * 9])
     assert (one["label"], one["score"]) == ("LABEL_0", 0.5)
 
 
@@ -143,15 +143,6 @@ def test_without_a_reranker_an_embedding_model_scores_also_unnamed() -> None:
     assert answer["model"] == "fake/embedding"
     same, other = [entry["score"] for entry in answer["data"]]
     assert same == pytest.approx(1) and other < 0.999
-
-
-def test_a_classifier_comes_before_a_reranker(http: FlaskClient) -> None:
-    assert ask(http, "/v1/classify", input="a")["model"] == "fake/classifier"
-    assert len(ask(http, "/predict", inputs="a")) == 3
-    with FakeServer(reranker()) as server, Client(server.endpoint) as client:
-        alone = create_app(client, Settings()).test_client()
-        assert ask(alone, "/v1/classify", input="a")["model"] == "fake/reranker"
-        assert len(ask(alone, "/predict", inputs="a")) == 1
 
 
 def test_classify(http: FlaskClient) -> None:
