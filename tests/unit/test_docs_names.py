@@ -160,7 +160,9 @@ def test_readme_has_the_figures_of_the_performance_page() -> None:
     )
     for name, speed in zip(names, speeds, strict=True):
         measured = re.findall(
-            rf"^\| {name.strip()}, \w+(?:, real weights)? \|(?:[^|]*\|){{5}} \**([\d.]+)\** \|", page, re.MULTILINE
+            rf"^\| {name.strip()}, \w+(?:, real weights)? \|(?:[^|]*\|){{5}} \**([\d.]+)\** \|",
+            page,
+            re.MULTILINE,
         )
         assert f"{float(measured[0]):.2g}" == speed.strip(), name
     for figure in ("13,551", "63,019"):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from transformers import AutoModelForSequenceClassification
 
 from gpu_server.engine import outputs
 from gpu_server.models.text.choice import choose
@@ -68,3 +71,22 @@ def stock_logits(
             given["token_type_ids"] = torch.from_numpy(types[i])[None].long()
         logits.append(model(**given).logits[0].numpy())
     return logits
+
+
+def pairs(make_model: Callable[..., Path], family: str, **config: Any) -> Path:
+    """A classifier whose tokenizer gives token types."""
+    folder = make_model(family, auto=AutoModelForSequenceClassification, **config)
+    path = folder / "tokenizer_config.json"
+    names = ["input_ids", "attention_mask", "token_type_ids"]
+    path.write_text(json.dumps({**json.loads(path.read_text()), "model_input_names": names}))
+    return folder
+
+
+def bge_m3(make_model: Callable[..., Path]) -> Path:
+    """An embedding model with BGE-M3's two more heads."""
+    folder = make_model("xlm-roberta", pooling="cls", normalize=True, pad_token_id=0)
+    torch.manual_seed(1)
+    for part, size in (("sparse", 1), ("colbert", 16)):
+        weights = {"weight": torch.randn(size, 32) / 6, "bias": torch.randn(size)}
+        torch.save(weights, folder / f"{part}_linear.pt")
+    return folder

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from heads import Row, facts, rows_of, types_of
+from heads import Row, bge_m3, facts, pairs, rows_of, types_of
 from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification
 from transformers import AutoModelForTokenClassification as AutoModelForTokens
 
@@ -56,24 +55,9 @@ def flat(outputs: Tensors) -> dict[str, Any]:
     return {name: np.concatenate([row.ravel() for row in tensor.rows()]) for name, tensor in outputs.items()}
 
 
-def pairs(make_model: MakeModel) -> Path:
-    folder = make_model("bert", auto=AutoModelForSequenceClassification, num_labels=1)
-    path = folder / "tokenizer_config.json"
-    names = ["input_ids", "attention_mask", "token_type_ids"]
-    path.write_text(json.dumps({**json.loads(path.read_text()), "model_input_names": names}))
-    return folder
-
-
-def bge_m3(make_model: MakeModel) -> Path:
-    folder = make_model("xlm-roberta", pooling="cls", normalize=True, pad_token_id=0)
-    for part, size in (("sparse", 1), ("colbert", 16)):
-        torch.save({"weight": torch.randn(size, 32), "bias": torch.randn(size)}, folder / f"{part}_linear.pt")
-    return folder
-
-
 Make = Callable[[MakeModel], Path]
 HEADS: dict[str, tuple[Make, dict[str, Any], dict[str, Any]]] = {
-    "pairs": (pairs, {}, {}),
+    "pairs": (lambda make: pairs(make, "bert", num_labels=1), {}, {}),
     "mean": (lambda make: make("modernbert", auto=AutoModelForSequenceClassification, num_labels=3,
                                classifier_pooling="mean"), {}, {}),
     "last": (lambda make: make("qwen3", auto=AutoModelForSequenceClassification, num_labels=1), {}, {}),
@@ -103,7 +87,7 @@ def test_graphs_of_every_head_give_what_the_direct_forward_gives(make_model: Mak
 
 
 def test_token_types_reach_the_graph(make_model: MakeModel) -> None:
-    _, runner = started(pairs(make_model))
+    _, runner = started(pairs(make_model, "bert", num_labels=1))
     row = rows_of([30])[0]
     scores = [
         runner.run({"input_ids": Tensor.from_rows([row]), "token_type_ids": Tensor.from_rows([types])})[0][

@@ -5,7 +5,6 @@ Needs CUDA.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import pytest
 import torch
 import torch._inductor.config
 from families import FAMILIES, PADDED
-from heads import Row, facts, rows_of
+from heads import Row, bge_m3, facts, pairs, rows_of
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification
 from transformers import AutoModelForTokenClassification as AutoModelForTokens
@@ -204,24 +203,6 @@ def fill(tokens: int) -> list[int]:
         lengths.append(min(int(rng.integers(1, 91)), tokens))
         tokens -= lengths[-1]
     return lengths
-
-
-def pairs(make_model: MakeModel, family: str, **config: Any) -> Path:
-    folder = make_model(family, auto=AutoModelForSequenceClassification, **config)
-    path = folder / "tokenizer_config.json"
-    names = ["input_ids", "attention_mask", "token_type_ids"]
-    path.write_text(json.dumps({**json.loads(path.read_text()), "model_input_names": names}))
-    return folder
-
-
-def bge_m3(make_model: MakeModel) -> Path:
-    folder = make_model("xlm-roberta", pooling="cls", normalize=True, pad_token_id=0)
-    torch.manual_seed(1)
-    for part, size in (("sparse", 1), ("colbert", 16)):
-        torch.save(
-            {"weight": torch.randn(size, 32) / 6, "bias": torch.randn(size)}, folder / f"{part}_linear.pt"
-        )
-    return folder
 
 
 def logits(model: Any, ids: torch.Tensor, types: torch.Tensor) -> torch.Tensor:
