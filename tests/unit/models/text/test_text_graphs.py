@@ -13,6 +13,8 @@ import torch._inductor.config
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
 
 from gpu_server.engine.isolation import Answer
 from gpu_server.engine.runner import Runner
@@ -189,6 +191,30 @@ def test_a_graph_that_becomes_garbage_does_not_break_the_capture_of_another(
     monkeypatch.setattr(Bucket, "run", leaves_garbage)
     assert started(folder, 64, 50).model._forward.runs == "fused graphs"  # type: ignore[attr-defined]
     assert not held
+
+
+@pytest.mark.gpu
+@needs_cuda
+@pytest.mark.parametrize(
+    ("family", "how"), [("albert", "graphs"), ("qwen3", "compiled graphs"), ("bert", "fused graphs")]
+)
+def test_all_kernels_run_on_one_stream(make_model: Callable[..., Path], family: str, how: str) -> None:
+    """On a second one, even before the captures, they would slow down every graph."""
+    folder = make_model(family, pooling="mean")
+    with (
+        torch._inductor.config.patch(compile_threads=1),
+        profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen,
+    ):
+        runner = started(folder, 64, 50)
+        run(runner, rows_of([5, 9]))
+    assert runner.model._forward.runs == how  # type: ignore[attr-defined]
+    kernels = [
+        event
+        for event in seen.events() or []
+        if event.device_type == DeviceType.CUDA and not event.name.startswith("Mem")
+    ]
+    assert len(kernels) > 100
+    assert len({event.device_resource_id for event in kernels}) == 1
 
 
 class Layer(torch.nn.Module):

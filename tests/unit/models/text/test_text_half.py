@@ -46,12 +46,39 @@ MAY_HAVE_NO_GRAPHS = {
     "float16": {*PADDED, *OTHER_VALUES, *WAITING, *WAITING_IN_FLOAT16, *PADDED_BY_SOME},
     "bfloat16": {*PADDED, *OTHER_VALUES, *WAITING, *PADDED_BY_SOME},
 }
-ALL_EXPERTS: dict[str, dict[str, Any]] = {
+_TWO_EXPERTS = {"num_local_experts": 2, "num_experts_per_tok": 2}
+_SMALL_LATENTS = {
+    "q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 8,
+}  # fmt: skip
+STEADY: dict[str, dict[str, Any]] = {
+    "aria_text": {"moe_num_experts": 2, "moe_topk": 2},
+    "deepseek_v3": _SMALL_LATENTS,
+    "embedding_gemma2_text": {"head_dim": 8, "per_layer_config": {}, "num_hidden_layers": 2,
+                              "layer_types": ["sliding_attention", "full_attention"]},
+    "flex_olmo": {"num_experts": 2, "num_experts_per_tok": 2},
+    "gemma4_unified_text": {"head_dim": 8, "global_head_dim": 16, "per_layer_config": {}},
+    "gpt_oss": _TWO_EXPERTS,
+    "granitemoe": _TWO_EXPERTS,
+    "granitemoe_swa": _TWO_EXPERTS,
+    "granitemoeshared": _TWO_EXPERTS,
+    "jetmoe": _TWO_EXPERTS,
+    "lfm3": {"head_dim": 8, "num_hidden_layers": 2, "layer_types": ["conv", "full_attention"]},
     "llama4_text": {"num_local_experts": 1, "num_experts_per_tok": 1},
-    "mixtral": {"num_local_experts": 2, "num_experts_per_tok": 2},
-    "phimoe": {"num_local_experts": 2, "num_experts_per_tok": 2},
-}
-"""Which experts a token is sent to may turn on the last bit of a number: here it is sent to all."""
+    "minimax": _TWO_EXPERTS,
+    "minimax_m3_vl_text": {"num_local_experts": 4, "num_experts_per_tok": 4},
+    "mixtral": _TWO_EXPERTS,
+    "muse_glimmer_text": {"qk_scale_factor": 1.0},
+    "olmo_hybrid": {"layer_types": ["linear_attention", "full_attention", "full_attention"]},
+    "openai_privacy_filter": _TWO_EXPERTS,
+    "phimoe": {**_TWO_EXPERTS, "router_jitter_noise": 1.0},
+    "youtu": {**_SMALL_LATENTS, "num_key_value_heads": 4},
+}  # fmt: skip
+"""Configs in which a rounding error stays one: each token goes to all experts, whose choice may turn on the last bit of a
+number, and heads that are far wider than these tiny layers, which make of attention a choice of one token, are not."""
+SMALLER = {"phimoe": 0.25}
+"""Its experts have an order, which turns on the last bit too."""
+TURNED = {"llama4_text", "mixtral", "phimoe"}
+"""In their usual configs some text goes to other experts in another bucket."""
 MakeModel = Callable[..., Path]
 Vectors = Any
 KINDS = [
@@ -77,12 +104,17 @@ def started(
     return model, runner
 
 
-def like_trained(folder: Path) -> Path:
+def like_trained(folder: Path, scale: float = 0.5) -> Path:
     """Weights as small beside their layer's width as trained ones are, which do not grow rounding errors."""
     for path in folder.glob("*.safetensors"):
         weights = load_file(path)
-        save_file({n: w / 2 if w.dim() > 1 else w for n, w in weights.items()}, path, {"format": "pt"})
+        save_file({n: w * scale if w.dim() > 1 else w for n, w in weights.items()}, path, {"format": "pt"})
     return folder
+
+
+def steady(make_model: MakeModel, family: str) -> Path:
+    folder = make_model(family, pooling="mean", **STEADY.get(family, {}))
+    return like_trained(folder, SMALLER.get(family, 0.5))
 
 
 def answer(runner: Runner, rows: list[Row], name: str = "embedding", **params: Any) -> list[Vectors]:
@@ -118,11 +150,16 @@ def distance(got: Any, want: Any) -> float:
 
 
 def check_error(name: str, dtype: str, got: Any, want: Any, half: Any) -> None:
-    """No further from float32 than Transformers' own half precision, nor than the limit unless that is."""
+    """No further from float32 than the limit, nor than Transformers' own half precision."""
+    assert check_beside(name, dtype, got, want, half) <= LIMIT[dtype]
+
+
+def check_beside(name: str, dtype: str, got: Any, want: Any, half: Any) -> float:
+    """No further from float32 than Transformers' own half precision; returns how far."""
     ours, theirs = distance(got, want), distance(half, want)
     print(f"{name}, {dtype}: error to float32 {ours:.2e}, Transformers' own {theirs:.2e}")
     assert ours <= NEARLY * theirs
-    assert ours <= LIMIT[dtype] or theirs > LIMIT[dtype] / NEARLY
+    return ours
 
 
 def some_rows() -> list[Row]:
@@ -132,12 +169,25 @@ def some_rows() -> list[Row]:
 @pytest.mark.parametrize("dtype", LIMIT)
 @pytest.mark.parametrize("family", [name for name in FAMILIES if name not in NOT_IN_HALF])
 def test_every_family_is_as_near_to_float32(make_model: MakeModel, family: str, dtype: str) -> None:
-    folder = like_trained(make_model(family, pooling="mean"))
+    check_error(*measured(steady(make_model, family), family, dtype))
+
+
+@pytest.mark.parametrize("dtype", LIMIT)
+@pytest.mark.parametrize("family", STEADY)
+def test_where_an_error_may_grow_it_grows_no_more_than_in_transformers(
+    make_model: MakeModel, family: str, dtype: str
+) -> None:
+    check_beside(*measured(like_trained(make_model(family, pooling="mean")), family, dtype))
+
+
+def measured(folder: Path, family: str, dtype: str) -> tuple[str, str, Any, Any, Any]:
+    """The arguments of `check_error`."""
     rows = some_rows()
     want, half = (stock(folder, kind, rows, mean) for kind in (torch.float32, getattr(torch, dtype)))
     model, runner = started(folder, dtype, "graphs")
     assert facts(model).runs == "graphs" or family in MAY_HAVE_NO_GRAPHS[dtype]
-    check_error(f"{family}, {facts(model).runs}", dtype, np.concatenate(answer(runner, rows)), want, half)
+    got = np.concatenate(answer(runner, rows))
+    return f"{family}, {facts(model).runs}", dtype, got, want, half
 
 
 @pytest.mark.parametrize(("kind", "family"), KINDS)
@@ -163,7 +213,8 @@ def test_what_does_not_run_in_half_precision_runs_in_float32(make_model: MakeMod
 @pytest.mark.parametrize("dtype", LIMIT)
 @pytest.mark.parametrize("family", [name for name in FAMILIES if name not in NOT_IN_HALF])
 def test_a_text_is_the_same_in_every_bucket(make_model: MakeModel, family: str, dtype: str) -> None:
-    folder = like_trained(make_model(family, pooling="mean", **ALL_EXPERTS.get(family, {})))
+    usual = family not in TURNED
+    folder = like_trained(make_model(family, pooling="mean")) if usual else steady(make_model, family)
     model, runner = started(folder, dtype, "graphs")
     assert facts(model).runs == "graphs" or family in MAY_HAVE_NO_GRAPHS[dtype]
     worst = least_cosine(runner, 1024)
