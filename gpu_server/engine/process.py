@@ -113,10 +113,13 @@ def _import(spec: EngineSpec, progress: Callable[[str, float], None]) -> torch.d
 
     device = devices.choose(spec.device)
     devices.settle(device, spec.threads)
+    texts = [source.kind_of(model.source) != "class" for model in spec.models]
     with devices.waking(device):
-        if any(source.kind_of(model.source) != "class" for model in spec.models):
+        if any(texts):
             progress("importing transformers", 0.2)
             imports.text_models()
+    if all(texts):
+        devices.use_own_stream(device)
     return device
 
 

@@ -5,10 +5,11 @@
 
 Texts are words of the model's vocabulary of mixed lengths: lognormal, median 40 tokens, sigma 0.8, 3 to the longest.
 
-  text  theirs: `encode(texts, batch_size=32)`, which tokenises, sorts and pads. Ours: the client's tokenizer, then batches
-        as the daemon forms them, wire tensors in and out, as many in flight as in service.
+  text  theirs: `encode(texts, batch_size=32)`, which tokenises, sorts and pads. Ours: the client's tokenizer, 128 texts at
+        a time while the engine has those before, as web workers do; batches as the daemon forms them, wire tensors in and
+        out, as many in flight as in service.
   ids   theirs: `forward` over batches of 32 made of ready ids, sorted and padded, results copied to the host. Ours: as
-        above from ready ids.
+        above from ready ids, all at once.
 
 --shape takes random weights, for which only ids are compared: the stock Transformers model with sentence-transformers' own
 pooling and normalising. Theirs has the number type that the engine reports. CPU is processor time of the whole process.
@@ -28,7 +29,7 @@ import platform
 import statistics
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -52,6 +53,8 @@ from gpu_server.wire.events import EngineSpec, ModelSpec
 from gpu_server.wire.tensor import Tensor
 
 THEIR_BATCH = 32
+TOKENISED = 128
+Ids = list[NDArray[np.int32]]
 Rows = NDArray[np.float32]
 
 
@@ -89,12 +92,12 @@ def main() -> None:
         else:
             tokenizer = TextTokenizer(ours.model.tokenizer_json() or b"", info.text)
             texts = make_texts(tokenizer, lengths)
-            ids = [np.array(row, np.int32) for row in tokenizer.encode(texts)]
+            ids = [row for part in tokenised(tokenizer, texts) for row in part]
             compare["text"] = (
                 lambda: their_encode(theirs, texts),
-                lambda: our_rows(ours, [np.array(row, np.int32) for row in tokenizer.encode(texts)], options),
+                lambda: our_rows(ours, tokenised(tokenizer, texts), options),
             )
-        compare["ids"] = (lambda: their_forward(theirs, ids), lambda: our_rows(ours, ids, options))
+        compare["ids"] = (lambda: their_forward(theirs, ids), lambda: our_rows(ours, [ids], options))
         tokens = sum(map(len, ids))
         print(f"{len(ids)} texts, {tokens} tokens; texts/s and tokens/s, theirs and ours")
         rounds(compare, len(ids), tokens, options.rounds)
@@ -123,6 +126,7 @@ def models(options: argparse.Namespace) -> Iterator[tuple[LoadedModel, SentenceT
     """The engine's model and theirs, on one device."""
     device = devices.choose(options.device)
     devices.prepare(device, options.threads)
+    devices.use_own_stream(device)
     with shapes.folder(options.shape) as made:
         folder = str(made or source.find(options.model))
         ours = load_ours(folder, device, options)
@@ -186,7 +190,7 @@ def mixed_lengths(count: int, longest: int) -> list[int]:
     return lengths
 
 
-def random_ids(lengths: list[int], text: TextInfo) -> list[NDArray[np.int32]]:
+def random_ids(lengths: list[int], text: TextInfo) -> Ids:
     """Ids of which none is the padding's."""
     rng = np.random.default_rng(0)
     return [rng.integers(text.vocab_size // 10, text.vocab_size, n, dtype=np.int32) for n in lengths]
@@ -203,6 +207,12 @@ def make_texts(tokenizer: TextTokenizer, lengths: list[int]) -> list[str]:
     return [" ".join(rng.choice(whole, n - special)) for n in lengths]
 
 
+def tokenised(tokenizer: TextTokenizer, texts: list[str]) -> Iterator[Ids]:
+    """Ids of some texts after the other."""
+    for start in range(0, len(texts), TOKENISED):
+        yield [np.array(row, np.int32) for row in tokenizer.encode(texts[start : start + TOKENISED])]
+
+
 def their_encode(theirs: SentenceTransformer, texts: list[str]) -> Rows:
     """What a user of sentence-transformers calls."""
     rows: Rows = theirs.encode(texts, batch_size=THEIR_BATCH, show_progress_bar=False)
@@ -210,7 +220,7 @@ def their_encode(theirs: SentenceTransformer, texts: list[str]) -> Rows:
 
 
 @torch.inference_mode()
-def their_forward(theirs: SentenceTransformer, ids: list[NDArray[np.int32]]) -> Rows:
+def their_forward(theirs: SentenceTransformer, ids: Ids) -> Rows:
     """Their model without their tokenizer: the batches that `encode` would form."""
     order = sorted(range(len(ids)), key=lambda i: -len(ids[i]))
     rows: list[Any] = [None] * len(ids)
@@ -227,8 +237,8 @@ def their_forward(theirs: SentenceTransformer, ids: list[NDArray[np.int32]]) -> 
     return np.stack(rows)
 
 
-def our_rows(ours: LoadedModel, ids: list[NDArray[np.int32]], options: argparse.Namespace) -> Rows:
-    """Batches filled in order, as the scheduler does with one request's items."""
+def our_rows(ours: LoadedModel, requests: Iterable[Ids], options: argparse.Namespace) -> Rows:
+    """Batches filled in order, as the scheduler does with a request's items."""
     parts: list[Rows] = []
     pending: deque[Any] = deque()
 
@@ -237,16 +247,17 @@ def our_rows(ours: LoadedModel, ids: list[NDArray[np.int32]], options: argparse.
         assert not errors
         parts.append(outputs["embedding"].to_numpy())
 
-    for start, stop in full_batches(ids, options.max_batch_tokens):
-        pending.append(ours.runner.enqueue({"input_ids": Tensor.from_rows(ids[start:stop])}, {}))
-        if len(pending) >= options.in_flight:
-            take()
+    for ids in requests:
+        for start, stop in full_batches(ids, options.max_batch_tokens):
+            pending.append(ours.runner.enqueue({"input_ids": Tensor.from_rows(ids[start:stop])}, {}))
+            if len(pending) >= options.in_flight:
+                take()
     while pending:
         take()
     return np.concatenate(parts)
 
 
-def full_batches(ids: list[NDArray[np.int32]], limit: int) -> Iterator[tuple[int, int]]:
+def full_batches(ids: Ids, limit: int) -> Iterator[tuple[int, int]]:
     """Where each batch of at most `limit` tokens begins and ends."""
     start, tokens = 0, 0
     for item, row in enumerate(ids):

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-RECOMPILES = 64
+RECOMPILES = 256
+"""More than a model has kinds of layers times buckets: what is over torch's limit would run uncompiled."""
 
 
 class CompiledLayers:
@@ -32,7 +33,9 @@ class CompiledLayers:
         self._stock: list[Callable[..., Any]] = [module.forward for module in self._modules]
         # Beside the layers are no large products, which alone would be slower for not knowing their shapes.
         self._compiled = [
-            torch.compile(forward, dynamic=number >= len(layers), options=_options())
+            torch.compile(forward, dynamic=False, options=_options())
+            if number < len(layers)
+            else _unmarked(torch.compile(forward, dynamic=True, options=_options()))
             for number, forward in enumerate(self._stock)
         ]
 
@@ -59,6 +62,18 @@ def end_workers() -> None:
     from torch._inductor.async_compile import shutdown_compile_workers
 
     shutdown_compile_workers()
+
+
+def _unmarked(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """`forward`, compiled for any shape, without its mark on what it returns: layers that are given that would be compiled
+    for any shape too, `dynamic=False` or not."""
+    return lambda *args, **kwargs: _anew(forward(*args, **kwargs))
+
+
+def _anew(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.detach()
+    return tuple(map(_anew, value)) if type(value) is tuple else value
 
 
 @cache

@@ -342,16 +342,17 @@ class Graphs:
 def _capturing_stream() -> Iterator[None]:
     """One stream for all captures of a model: what was captured on several would share no memory.
 
-    It records and runs nothing: once a process has launched kernels on two streams, each kernel of every graph begins 0.2 to
-    0.4 µs later (docs/performance.md). No garbage is collected meanwhile: to free a graph, another model's, is not permitted
-    then and breaks the capture.
+    It is the current one where that is not the default one, on which CUDA does not capture. No garbage is collected
+    meanwhile: to free a graph, another model's, is not permitted then and breaks the capture.
     """
+    current = torch.cuda.current_stream()
+    stream = torch.cuda.Stream() if current == torch.cuda.default_stream() else current
     collects = gc.isenabled()
     gc.collect()
     gc.disable()
     try:
         torch.cuda.synchronize()
-        with torch.cuda.stream(torch.cuda.Stream()):
+        with torch.cuda.stream(stream):
             # Gives the stream its workspace, which would else be part of the first graph's memory.
             torch.cuda.current_blas_handle()
             yield

@@ -10,14 +10,16 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 
 from gpu_server import logs, shared_frames
+from gpu_server.engine import device as devices
 from gpu_server.engine import parent, process
 from gpu_server.engine.blame import LoadRaised
 from gpu_server.errors import ConfigError, DeviceLost, OutOfMemory
-from gpu_server.wire.events import EngineSpec, Event, pack, unpack_event
+from gpu_server.wire.events import EngineSpec, Event, ModelSpec, pack, unpack_event
 
 SPEC = EngineSpec(
     device="cpu",
@@ -126,3 +128,19 @@ def test_a_fault_of_the_device_is_known_before_any_model_is_imported() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
     )
     assert done.stdout.split() == ["device", "memory"]
+
+
+@pytest.mark.parametrize(
+    ("sources", "own"), [(["a/b", "./c"], True), (["module:Class"], False), (["a/b", "module:Class"], False)]
+)
+def test_only_an_engine_of_texts_alone_leaves_the_default_stream(
+    monkeypatch: pytest.MonkeyPatch, sources: list[str], own: bool
+) -> None:
+    given: list[torch.device] = []
+    monkeypatch.setattr(devices, "use_own_stream", given.append)
+    monkeypatch.setattr(devices, "settle", lambda device, threads: None)
+    spec = msgspec.structs.replace(
+        SPEC, models=tuple(ModelSpec(name=f"m{i}", source=source) for i, source in enumerate(sources))
+    )
+    device = process._import(spec, lambda phase, done: None)
+    assert given == ([device] if own else [])

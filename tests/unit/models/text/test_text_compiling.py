@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch._dynamo.backends.common import aot_autograd
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.functional import linear
 from transformers import AutoModel
@@ -36,6 +38,33 @@ def test_what_is_compiled(make_model: MakeModel, family: str, beside: set[str], 
 
 def test_shared_layers_are_not_compiled(make_model: MakeModel) -> None:
     assert not CompiledLayers(AutoModel.from_pretrained(make_model("albert"))).found
+
+
+@pytest.mark.parametrize("family", ["bert", "modernbert", "qwen3"])
+@torch.inference_mode()
+def test_layers_are_compiled_for_fixed_shapes(
+    make_model: MakeModel, monkeypatch: pytest.MonkeyPatch, family: str
+) -> None:
+    """Even where they are given what was compiled for any shape."""
+    model = AutoModel.from_pretrained(make_model(family)).eval()
+    seen: dict[bool, list[list[Any]]] = {True: [], False: []}
+
+    def compiled(forward: Callable[..., Any], dynamic: bool, options: object) -> Callable[..., Any]:
+        def keep(traced: torch.fx.GraphModule, given: list[Any]) -> Callable[..., Any]:
+            seen[dynamic].append(given)
+            return traced.forward
+
+        return compile_it(forward, dynamic=dynamic, backend=aot_autograd(fw_compiler=keep))
+
+    compile_it = torch.compile
+    monkeypatch.setattr(torch, "compile", compiled)
+    torch.compiler.reset()
+    with CompiledLayers(model):
+        for tokens in (12, 20):
+            model(input_ids=torch.ones(1, tokens, dtype=torch.long))
+    assert {isinstance(one, torch.SymInt) for given in seen[False] for one in given} == {False}
+    assert any(isinstance(one, torch.SymInt) for given in seen[True] for one in given)
+    assert {12, 20} <= {size for given in seen[False] for one in given for size in one.shape}
 
 
 @torch.inference_mode()

@@ -199,10 +199,11 @@ def test_a_graph_that_becomes_garbage_does_not_break_the_capture_of_another(
     ("family", "how"), [("albert", "graphs"), ("qwen3", "compiled graphs"), ("bert", "fused graphs")]
 )
 def test_all_kernels_run_on_one_stream(make_model: Callable[..., Path], family: str, how: str) -> None:
-    """On a second one, even before the captures, they would slow down every graph."""
+    """As in an engine that serves texts alone: on a second one they would slow down every graph."""
     folder = make_model(family, pooling="mean")
     with (
         torch._inductor.config.patch(compile_threads=1),
+        torch.cuda.stream(torch.cuda.Stream()),
         profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen,
     ):
         runner = started(folder, 64, 50)
