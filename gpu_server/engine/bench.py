@@ -20,7 +20,6 @@ from gpu_server.engine.loader import LoadedModel, load
 from gpu_server.engine.runner import Runner
 from gpu_server.errors import ConfigError, RemoteError, from_wire
 from gpu_server.models.text.graphs import Captured, Staged
-from gpu_server.source import kind_of
 from gpu_server.wire import Tensors
 from gpu_server.wire.documents import InputInfo, ModelInfo
 from gpu_server.wire.events import EngineSpec, ModelSpec
@@ -92,8 +91,7 @@ def run(source: str, shape: str, settings: config.EngineConfig, progress: Progre
     """
     device = devices.choose(settings.device)
     devices.prepare(device, settings.threads)
-    if shape or kind_of(source) != "class":
-        devices.use_own_stream(device)
+    devices.use_own_stream(device, [source])
     dtype, ceiling = torch.float16, 0.0
     if device.type == "cuda":
         progress("matmul ceiling", 0.0)

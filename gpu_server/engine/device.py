@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import torch
 
+from gpu_server import source
 from gpu_server.engine import cores, kernel_cache
 from gpu_server.errors import ConfigError
 
@@ -63,14 +64,14 @@ def waking(device: torch.device) -> Iterator[None]:
         torch.cuda.set_device(device)
 
 
-def use_own_stream(device: torch.device) -> None:
-    """Have the calling thread run all on one stream that is not the default one.
+def use_own_stream(device: torch.device, sources: Iterable[str]) -> None:
+    """Have the calling thread run all on one stream that is not the default one, if all models are texts.
 
-    Graphs cannot be captured on the default stream, and once a process has launched kernels on two, every kernel of its
-    graphs begins 0.2 µs later (docs/performance.md). Not for users' classes: libraries other than torch use the default
-    stream, which does not wait for this one.
+    Graphs cannot be captured on the default stream, and in a process that launches kernels on two, those of its graphs begin
+    later (docs/performance.md). Not with users' classes: libraries other than torch use the default stream, which does not
+    wait for this one.
     """
-    if device.type == "cuda":
+    if device.type == "cuda" and all(source.kind_of(one) != "class" for one in sources):
         torch.cuda.set_stream(torch.cuda.Stream(device))
 
 

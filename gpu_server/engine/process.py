@@ -113,13 +113,11 @@ def _import(spec: EngineSpec, progress: Callable[[str, float], None]) -> torch.d
 
     device = devices.choose(spec.device)
     devices.settle(device, spec.threads)
-    texts = [source.kind_of(model.source) != "class" for model in spec.models]
     with devices.waking(device):
-        if any(texts):
+        if any(source.kind_of(model.source) != "class" for model in spec.models):
             progress("importing transformers", 0.2)
             imports.text_models()
-    if all(texts):
-        devices.use_own_stream(device)
+    devices.use_own_stream(device, [model.source for model in spec.models])
     return device
 
 

@@ -22,6 +22,7 @@ def main() -> int:
     try:
         device = devices.choose(spec.device)
         devices.prepare(device, spec.threads)
+        devices.use_own_stream(device, [model.source for model in spec.models])
         memory.bound(device, spec.max_memory_mb)
         for model in spec.models:
             made = load(model, spec, device, lambda phase, done: None)

@@ -5,11 +5,11 @@
 
 Texts are words of the model's vocabulary of mixed lengths: lognormal, median 40 tokens, sigma 0.8, 3 to the longest.
 
-  text  theirs: `encode(texts, batch_size=32)`, which tokenises, sorts and pads. Ours: the client's tokenizer, 128 texts at
-        a time while the engine has those before, as web workers do; batches as the daemon forms them, wire tensors in and
-        out, as many in flight as in service.
-  ids   theirs: `forward` over batches of 32 made of ready ids, sorted and padded, results copied to the host. Ours: as
-        above from ready ids, all at once.
+  text  theirs: `encode(texts, batch_size=32)`, which tokenises, sorts and pads. Ours: requests of 128 texts, each
+        tokenised by the client's tokenizer while the engine has the one before; wire tensors in and out, as many batches in
+        flight as in service.
+  ids   theirs: `forward` over batches of 32 made of ready ids, sorted and padded, results copied to the host. Ours: one
+        request of ready ids, its batches as the daemon forms them.
 
 --shape takes random weights, for which only ids are compared: the stock Transformers model with sentence-transformers' own
 pooling and normalising. Theirs has the number type that the engine reports. CPU is processor time of the whole process.
@@ -126,7 +126,7 @@ def models(options: argparse.Namespace) -> Iterator[tuple[LoadedModel, SentenceT
     """The engine's model and theirs, on one device."""
     device = devices.choose(options.device)
     devices.prepare(device, options.threads)
-    devices.use_own_stream(device)
+    devices.use_own_stream(device, [options.model])
     with shapes.folder(options.shape) as made:
         folder = str(made or source.find(options.model))
         ours = load_ours(folder, device, options)
@@ -208,7 +208,7 @@ def make_texts(tokenizer: TextTokenizer, lengths: list[int]) -> list[str]:
 
 
 def tokenised(tokenizer: TextTokenizer, texts: list[str]) -> Iterator[Ids]:
-    """Ids of some texts after the other."""
+    """The ids of each request."""
     for start in range(0, len(texts), TOKENISED):
         yield [np.array(row, np.int32) for row in tokenizer.encode(texts[start : start + TOKENISED])]
 

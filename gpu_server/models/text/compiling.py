@@ -7,9 +7,10 @@ from functools import cache
 from typing import Any
 
 import torch
+from torch.utils._pytree import tree_map_only
 
-RECOMPILES = 256
-"""More than a model has kinds of layers times buckets: what is over torch's limit would run uncompiled."""
+RECOMPILES = 1024
+"""Of one class of layers, in all models of the process: kinds of layers times buckets times models."""
 
 
 class CompiledLayers:
@@ -25,8 +26,6 @@ class CompiledLayers:
         # Not before it is needed: it brings torch's compiler.
         from gpu_server.models.text.merging import Merged
 
-        torch._dynamo.config.recompile_limit = RECOMPILES
-        torch._dynamo.config.accumulated_recompile_limit = RECOMPILES * 16
         layers = _layers(model)
         self._merged = Merged(layers)
         self._modules = [*layers, *_beside(model, layers)]
@@ -45,12 +44,20 @@ class CompiledLayers:
         return bool(self._modules)
 
     def __enter__(self) -> None:
+        self._limits = torch._dynamo.config.patch(
+            recompile_limit=RECOMPILES,
+            accumulated_recompile_limit=RECOMPILES,
+            # What is over them would run uncompiled, and say nothing.
+            fail_on_recompile_limit_hit=True,
+        )
+        self._limits.__enter__()
         self._merged.install(True)
         self._install(self._compiled)
 
     def __exit__(self, *exception: object) -> None:
         self._install(self._stock)
         self._merged.install(False)
+        self._limits.__exit__(*exception)
 
     def _install(self, forwards: list[Callable[..., Any]]) -> None:
         for module, forward in zip(self._modules, forwards, strict=True):
@@ -67,13 +74,7 @@ def end_workers() -> None:
 def _unmarked(forward: Callable[..., Any]) -> Callable[..., Any]:
     """`forward`, compiled for any shape, without its mark on what it returns: layers that are given that would be compiled
     for any shape too, `dynamic=False` or not."""
-    return lambda *args, **kwargs: _anew(forward(*args, **kwargs))
-
-
-def _anew(value: Any) -> Any:
-    if isinstance(value, torch.Tensor):
-        return value.detach()
-    return tuple(map(_anew, value)) if type(value) is tuple else value
+    return lambda *args, **kwargs: tree_map_only(torch.Tensor, torch.Tensor.detach, forward(*args, **kwargs))
 
 
 @cache

@@ -165,7 +165,7 @@ class Forward:
         try:
             with layers:
                 graphs.run_each(lambda done: progress(_COMPILING * done))
-        except (RuntimeError, OSError, SubprocessError) as error:
+        except (RuntimeError, OSError, SubprocessError, torch._dynamo.exc.FailOnRecompileLimitHit) as error:
             device_errors.pass_on(error)
             log.warning(
                 "runs with the model's own layers: compiling them failed; --no-compile does not try",

@@ -343,7 +343,8 @@ def _capturing_stream() -> Iterator[None]:
     """One stream for all captures of a model: what was captured on several would share no memory.
 
     It is the current one where that is not the default one, on which CUDA does not capture. No garbage is collected
-    meanwhile: to free a graph, another model's, is not permitted then and breaks the capture.
+    meanwhile: to free a graph, another model's, is not permitted then and breaks the capture. Nor may one be freed while
+    those captured on the same stream still serve: torch may free the workspace that they share with it.
     """
     current = torch.cuda.current_stream()
     stream = torch.cuda.Stream() if current == torch.cuda.default_stream() else current

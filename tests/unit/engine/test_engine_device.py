@@ -68,14 +68,23 @@ def test_a_gpu_is_taken_when_its_context_is_made(monkeypatch: pytest.MonkeyPatch
     assert done == ["init", (1, gpu), gpu]
 
 
-def test_a_gpu_gets_a_stream_for_all_and_a_cpu_none(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("device", "sources", "own"),
+    [
+        ("cuda:1", ["a/b", "./c", ""], True),
+        ("cuda:1", ["module:Class"], False),
+        ("cuda:1", ["a/b", "module:Class"], False),
+        ("cpu", ["a/b"], False),
+    ],
+)
+def test_only_texts_alone_leave_the_default_stream(
+    monkeypatch: pytest.MonkeyPatch, device: str, sources: list[str], own: bool
+) -> None:
     streams: list[object] = []
-    monkeypatch.setattr(torch.cuda, "Stream", lambda device: ("stream of", device))
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: ("stream of", str(device)))
     monkeypatch.setattr(torch.cuda, "set_stream", streams.append)
-    gpu = torch.device("cuda:1")
-    devices.use_own_stream(torch.device("cpu"))
-    devices.use_own_stream(gpu)
-    assert streams == [("stream of", gpu)]
+    devices.use_own_stream(torch.device(device), sources)
+    assert streams == ([("stream of", device)] if own else [])
 
 
 def test_a_device_that_does_not_wake_is_told_of_after_the_imports(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -130,17 +130,10 @@ def test_a_fault_of_the_device_is_known_before_any_model_is_imported() -> None:
     assert done.stdout.split() == ["device", "memory"]
 
 
-@pytest.mark.parametrize(
-    ("sources", "own"), [(["a/b", "./c"], True), (["module:Class"], False), (["a/b", "module:Class"], False)]
-)
-def test_only_an_engine_of_texts_alone_leaves_the_default_stream(
-    monkeypatch: pytest.MonkeyPatch, sources: list[str], own: bool
-) -> None:
-    given: list[torch.device] = []
-    monkeypatch.setattr(devices, "use_own_stream", given.append)
+def test_the_stream_is_settled_before_anything_runs_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[tuple[torch.device, list[str]]] = []
+    monkeypatch.setattr(devices, "use_own_stream", lambda device, sources: given.append((device, sources)))
     monkeypatch.setattr(devices, "settle", lambda device, threads: None)
-    spec = msgspec.structs.replace(
-        SPEC, models=tuple(ModelSpec(name=f"m{i}", source=source) for i, source in enumerate(sources))
-    )
+    spec = msgspec.structs.replace(SPEC, models=(ModelSpec(name="m", source="module:Class"),))
     device = process._import(spec, lambda phase, done: None)
-    assert given == ([device] if own else [])
+    assert given == [(device, ["module:Class"])]

@@ -13,6 +13,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.functional import linear
 from transformers import AutoModel
 
+from gpu_server.models.text import compiling
 from gpu_server.models.text.compiling import CompiledLayers
 
 # torch's own, while it imports its compiler.
@@ -40,31 +41,58 @@ def test_shared_layers_are_not_compiled(make_model: MakeModel) -> None:
     assert not CompiledLayers(AutoModel.from_pretrained(make_model("albert"))).found
 
 
-@pytest.mark.parametrize("family", ["bert", "modernbert", "qwen3"])
-@torch.inference_mode()
-def test_layers_are_compiled_for_fixed_shapes(
-    make_model: MakeModel, monkeypatch: pytest.MonkeyPatch, family: str
-) -> None:
-    """Even where they are given what was compiled for any shape."""
-    model = AutoModel.from_pretrained(make_model(family)).eval()
+@pytest.fixture
+def traced(monkeypatch: pytest.MonkeyPatch) -> dict[bool, list[list[Any]]]:
+    """What each compiled graph is given, of those for any shape (True) and for fixed ones; no code is generated."""
     seen: dict[bool, list[list[Any]]] = {True: [], False: []}
+    compile_it = torch.compile
 
     def compiled(forward: Callable[..., Any], dynamic: bool, options: object) -> Callable[..., Any]:
-        def keep(traced: torch.fx.GraphModule, given: list[Any]) -> Callable[..., Any]:
+        def keep(graph: torch.fx.GraphModule, given: list[Any]) -> Callable[..., Any]:
             seen[dynamic].append(given)
-            return traced.forward
+            return graph.forward
 
         return compile_it(forward, dynamic=dynamic, backend=aot_autograd(fw_compiler=keep))
 
-    compile_it = torch.compile
     monkeypatch.setattr(torch, "compile", compiled)
     torch.compiler.reset()
-    with CompiledLayers(model):
-        for tokens in (12, 20):
-            model(input_ids=torch.ones(1, tokens, dtype=torch.long))
-    assert {isinstance(one, torch.SymInt) for given in seen[False] for one in given} == {False}
-    assert any(isinstance(one, torch.SymInt) for given in seen[True] for one in given)
-    assert {12, 20} <= {size for given in seen[False] for one in given for size in one.shape}
+    return seen
+
+
+def run(model: Any, *sizes: int) -> None:
+    for tokens in sizes:
+        model(input_ids=torch.ones(1, tokens, dtype=torch.long))
+
+
+@pytest.mark.parametrize("family", ["bert", "modernbert", "qwen3"])
+@torch.no_grad()
+def test_layers_are_compiled_for_fixed_shapes(
+    make_model: MakeModel, traced: dict[bool, list[list[Any]]], family: str
+) -> None:
+    """Even where they are given what was compiled for any shape."""
+    model = AutoModel.from_pretrained(make_model(family)).eval()
+    layers = CompiledLayers(model)
+    with layers:
+        run(model, 12, 20)
+    assert {isinstance(one, torch.SymInt) for given in traced[False] for one in given} == {False}
+    assert any(isinstance(one, torch.SymInt) for given in traced[True] for one in given)
+    assert {12, 20} <= {size for given in traced[False] for one in given for size in one.shape}
+    made = len(traced[False]), len(traced[True])
+    with layers:
+        run(model, 20, 12)
+    assert (len(traced[False]), len(traced[True])) == made
+
+
+@torch.no_grad()
+def test_layers_over_the_limit_of_torch_are_not_left_uncompiled(
+    make_model: MakeModel, traced: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = AutoModel.from_pretrained(make_model("bert")).eval()
+    before = torch._dynamo.config.recompile_limit
+    monkeypatch.setattr(compiling, "RECOMPILES", 2)
+    with pytest.raises(torch._dynamo.exc.FailOnRecompileLimitHit), CompiledLayers(model):
+        run(model, 12, 20, 28)
+    assert torch._dynamo.config.recompile_limit == before
 
 
 @torch.inference_mode()

@@ -139,8 +139,9 @@ def test_graphs_of_any_limits_are_captured_and_right(
 
 @pytest.mark.parametrize("collects", [True, False])
 def test_no_garbage_is_collected_during_a_capture(monkeypatch: pytest.MonkeyPatch, collects: bool) -> None:
-    for name, stub in {"synchronize": lambda: None, "Stream": lambda: None, "stream": nullcontext}.items():
-        monkeypatch.setattr(torch.cuda, name, stub)
+    for name in ("synchronize", "Stream", "current_stream", "default_stream", "current_blas_handle"):
+        monkeypatch.setattr(torch.cuda, name, lambda: None)
+    monkeypatch.setattr(torch.cuda, "stream", nullcontext)
     monkeypatch.setattr(graphs.gc, "isenabled", lambda: collects)
     done: list[str] = []
     for name in ("collect", "disable", "enable"):

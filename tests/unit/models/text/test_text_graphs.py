@@ -172,9 +172,18 @@ def test_an_answer_outlives_the_batches_after_it(make_model: Callable[..., Path]
 
 @pytest.mark.gpu
 @needs_cuda
+@pytest.mark.parametrize("own_stream", [False, True])
 def test_a_graph_that_becomes_garbage_does_not_break_the_capture_of_another(
-    make_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+    make_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, own_stream: bool
 ) -> None:
+    if own_stream:
+        with torch.cuda.stream(torch.cuda.Stream()):
+            capture_beside_garbage(make_model, monkeypatch)
+    else:
+        capture_beside_garbage(make_model, monkeypatch)
+
+
+def capture_beside_garbage(make_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     folder = make_model("bert", pooling="mean")
     held = [started(folder, 64, 50)]
     run = Bucket.run
