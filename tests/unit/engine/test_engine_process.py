@@ -130,7 +130,7 @@ def test_a_fault_of_the_device_is_known_before_any_model_is_imported() -> None:
     assert done.stdout.split() == ["device", "memory"]
 
 
-def test_the_stream_is_settled_before_anything_runs_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_stream_is_settled_for_the_models_of_the_spec(monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[tuple[torch.device, list[str]]] = []
     monkeypatch.setattr(devices, "use_own_stream", lambda device, sources: given.append((device, sources)))
     monkeypatch.setattr(devices, "settle", lambda device, threads: None)
