@@ -10,7 +10,7 @@ import torch
 from torch.utils._pytree import tree_map_only
 
 RECOMPILES = 1024
-"""Of one class of layers, in all models of the process: kinds of layers times buckets times models."""
+"""The most compilations of one class of layers: its kinds in a model times buckets, of all models in the process."""
 
 
 class CompiledLayers:
@@ -72,8 +72,10 @@ def end_workers() -> None:
 
 
 def _unmarked(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """`forward`, compiled for any shape, without its mark on what it returns: layers that are given that would be compiled
-    for any shape too, `dynamic=False` or not."""
+    """A forward compiled for any shape, without the mark that it leaves on its outputs.
+
+    Layers that are given marked ones are compiled for any shape too, `dynamic=False` or not.
+    """
     return lambda *args, **kwargs: tree_map_only(torch.Tensor, torch.Tensor.detach, forward(*args, **kwargs))
 
 
