@@ -5,15 +5,18 @@
 
 Texts are words of the model's vocabulary of mixed lengths: lognormal, median 40 tokens, sigma 0.8, 3 to the longest.
 
-  text  theirs: `encode(texts, batch_size=32)`, which tokenises, sorts and pads. Ours: requests of 128 texts, each
-        tokenised by the client's tokenizer while the engine has the one before; wire tensors in and out, as many batches in
-        flight as in service.
-  ids   theirs: `forward` over batches of 32 made of ready ids, sorted and padded, results copied to the host. Ours: one
-        request of ready ids, its batches as the daemon forms them.
+  text  theirs: `encode(texts, batch_size=32)`, which tokenises, sorts and pads. Ours: requests of --request texts, tokenised
+        by --clients threads with the client's tokenizer, as web workers do, while the engine has the ones before; wire
+        tensors in and out, as many batches in flight as in service.
+  ids   theirs: `forward` over batches of 32 made of ready ids, sorted and padded, results copied to the host. Ours: the
+        same ids. The line "ids over text" is the engine, which gets ids, over `encode`, which gets texts.
 
---shape takes random weights, for which only ids are compared: the stock Transformers model with sentence-transformers' own
-pooling and normalising. Theirs has the number type that the engine reports. CPU is processor time of the whole process.
-The last line checks that both gave the same embeddings.
+Ours runs full batches of rows as they come, whichever request they are of, as the daemon does with waiting requests.
+
+--shape takes random weights, and the tokenizer of --model if that has the shape's vocabulary (BERT's). The others have none,
+and are compared by ids only: the stock Transformers model with sentence-transformers' own pooling and normalising. Theirs
+has the number type that the engine reports. CPU is processor time of the whole process. The last line checks that both gave
+the same embeddings.
 """
 
 from __future__ import annotations
@@ -21,16 +24,22 @@ from __future__ import annotations
 import os
 
 # Both sides tokenise with as many threads as the library likes, and torch's threads wait as they do in the engine.
-os.environ["TOKENIZERS_PARALLELISM"] = "true"
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import argparse
+import json
 import platform
+import shutil
 import statistics
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
+from itertools import chain
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -53,7 +62,7 @@ from gpu_server.wire.events import EngineSpec, ModelSpec
 from gpu_server.wire.tensor import Tensor
 
 THEIR_BATCH = 32
-TOKENISED = 128
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json")
 Ids = list[NDArray[np.int32]]
 Rows = NDArray[np.float32]
 
@@ -81,21 +90,22 @@ class Stock(torch.nn.Module):
 def main() -> None:
     """Print the set-up, a line a round, the medians, and how far the embeddings are apart."""
     options = parse()
-    with models(options) as (ours, theirs):
+    with models(options) as (ours, theirs), ThreadPoolExecutor(options.clients) as clients:
         info = ours.info
         assert info.text is not None
         show_setup(options, ours)
         lengths = mixed_lengths(options.texts, info.text.max_length)
         compare: dict[str, tuple[Callable[[], Rows], Callable[[], Rows]]] = {}
-        if options.shape:
+        if isinstance(theirs[0], Stock):
             ids = random_ids(lengths, info.text)
         else:
             tokenizer = TextTokenizer(ours.model.tokenizer_json() or b"", info.text)
             texts = make_texts(tokenizer, lengths)
-            ids = [row for part in tokenised(tokenizer, texts) for row in part]
+            requests = [texts[i : i + options.request] for i in range(0, len(texts), options.request)]
+            ids = tokenised(tokenizer, texts)
             compare["text"] = (
                 lambda: their_encode(theirs, texts),
-                lambda: our_rows(ours, tokenised(tokenizer, texts), options),
+                lambda: our_rows(ours, clients.map(partial(tokenised, tokenizer), requests), options),
             )
         compare["ids"] = (lambda: their_forward(theirs, ids), lambda: our_rows(ours, [ids], options))
         tokens = sum(map(len, ids))
@@ -113,6 +123,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--texts", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--clients", type=int, default=4, help="threads that tokenise requests")
+    parser.add_argument("--request", type=int, default=128, help="texts of a request")
     parser.add_argument("--max-batch-tokens", type=int, default=16_384)
     parser.add_argument(
         "--in-flight", type=int, default=2, help="batches started before the first is waited for"
@@ -128,16 +140,30 @@ def models(options: argparse.Namespace) -> Iterator[tuple[LoadedModel, SentenceT
     devices.prepare(device, options.threads)
     devices.use_own_stream(device, [options.model])
     with shapes.folder(options.shape) as made:
-        folder = str(made or source.find(options.model))
+        real = Path(source.find(options.model))
+        texts = made is None or lend_tokenizer(real, made, shapes.SHAPES[options.shape]["vocab_size"])
+        folder = str(made or real)
         ours = load_ours(folder, device, options)
+        assert ours.info.text is not None
         dtype = getattr(torch, ours.info.dtype)
-        if made is None:
+        if texts:
             theirs = SentenceTransformer(folder, device=str(device), model_kwargs={"dtype": dtype})
+            theirs.max_seq_length = ours.info.text.max_length
         else:
             stock = Stock(folder, dtype)
             pooling = Pooling(ours.info.dimensions or 0, ours.info.pooling or "mean")
             theirs = SentenceTransformer(modules=[stock, pooling, Normalize()], device=str(device))
         yield ours, theirs.eval()
+
+
+def lend_tokenizer(real: Path, made: Path, words: int) -> bool:
+    """Put the tokenizer of one model into the folder of another with a vocabulary of as many words; else say False."""
+    if len(json.loads((real / "tokenizer.json").read_bytes())["model"]["vocab"]) != words:
+        return False
+    for name in TOKENIZER_FILES:
+        if (real / name).is_file():
+            shutil.copy(real / name, made)
+    return True
 
 
 def load_ours(folder: str, device: torch.device, options: argparse.Namespace) -> LoadedModel:
@@ -207,10 +233,9 @@ def make_texts(tokenizer: TextTokenizer, lengths: list[int]) -> list[str]:
     return [" ".join(rng.choice(whole, n - special)) for n in lengths]
 
 
-def tokenised(tokenizer: TextTokenizer, texts: list[str]) -> Iterator[Ids]:
-    """The ids of each request."""
-    for start in range(0, len(texts), TOKENISED):
-        yield [np.array(row, np.int32) for row in tokenizer.encode(texts[start : start + TOKENISED])]
+def tokenised(tokenizer: TextTokenizer, texts: list[str]) -> Ids:
+    """The ids of each text."""
+    return [np.array(row, np.int32) for row in tokenizer.encode(texts)]
 
 
 def their_encode(theirs: SentenceTransformer, texts: list[str]) -> Rows:
@@ -238,7 +263,7 @@ def their_forward(theirs: SentenceTransformer, ids: Ids) -> Rows:
 
 
 def our_rows(ours: LoadedModel, requests: Iterable[Ids], options: argparse.Namespace) -> Rows:
-    """Batches filled in order, as the scheduler does with a request's items."""
+    """The rows of all requests in order, as many batches in flight as in service."""
     parts: list[Rows] = []
     pending: deque[Any] = deque()
 
@@ -247,25 +272,26 @@ def our_rows(ours: LoadedModel, requests: Iterable[Ids], options: argparse.Names
         assert not errors
         parts.append(outputs["embedding"].to_numpy())
 
-    for ids in requests:
-        for start, stop in full_batches(ids, options.max_batch_tokens):
-            pending.append(ours.runner.enqueue({"input_ids": Tensor.from_rows(ids[start:stop])}, {}))
-            if len(pending) >= options.in_flight:
-                take()
+    for batch in full_batches(chain.from_iterable(requests), options.max_batch_tokens):
+        pending.append(ours.runner.enqueue({"input_ids": Tensor.from_rows(batch)}, {}))
+        if len(pending) >= options.in_flight:
+            take()
     while pending:
         take()
     return np.concatenate(parts)
 
 
-def full_batches(ids: Ids, limit: int) -> Iterator[tuple[int, int]]:
-    """Where each batch of at most `limit` tokens begins and ends."""
-    start, tokens = 0, 0
-    for item, row in enumerate(ids):
+def full_batches(rows: Iterable[NDArray[np.int32]], limit: int) -> Iterator[Ids]:
+    """Consecutive rows of together at most `limit` tokens."""
+    batch: Ids = []
+    tokens = 0
+    for row in rows:
         if tokens + len(row) > limit:
-            yield start, item
-            start, tokens = item, 0
+            yield batch
+            batch, tokens = [], 0
+        batch.append(row)
         tokens += len(row)
-    yield start, len(ids)
+    yield batch
 
 
 def rounds(
@@ -274,20 +300,25 @@ def rounds(
     """Time both sides in turn, each first in every other round; print each round, and the median of the ratios."""
     head = ("", "texts/s", "texts/s", "tok/s", "tok/s", "ratio", "by CPU")
     print("".join(f"{name:>12}" for name in head))
+    walls: dict[str, list[tuple[float, float]]] = {}
     for name, sides in compare.items():
         for side in sides:
             side()
-        ratios = []
+        walls[name], by_cpu = [], []
         for number in range(count):
             first = number % 2
             spent = {side: timed(sides[side]) for side in (first, 1 - first)}
             them, us = spent[0], spent[1]
-            ratios.append((them.wall_s / us.wall_s, them.cpu_s / us.cpu_s))
+            walls[name].append((them.wall_s, us.wall_s))
+            by_cpu.append(them.cpu_s / us.cpu_s)
             rates = [f"{n / s.wall_s:12.0f}" for n in (texts, tokens) for s in (them, us)]
-            print(f"{name:>12}{''.join(rates)}{ratios[-1][0]:12.2f}{ratios[-1][1]:12.2f}", flush=True)
-        wall, cpu = (statistics.median(column) for column in zip(*ratios, strict=True))
-        print(f"{name + ' median':>12}{'':48}{wall:12.2f}{cpu:12.2f}")
+            print(f"{name:>12}{''.join(rates)}{them.wall_s / us.wall_s:12.2f}{by_cpu[-1]:12.2f}", flush=True)
+        wall = statistics.median(them / us for them, us in walls[name])
+        print(f"{name + ' median':>12}{'':48}{wall:12.2f}{statistics.median(by_cpu):12.2f}")
         print(f"{'':12}least cosine between theirs and ours: {least_cosine(*(side() for side in sides)):.7f}")
+    if "text" in walls:
+        theirs, ours = ([pair[i] for pair in walls[name]] for i, name in enumerate(("text", "ids")))
+        print(f"ids over text{'':47}{statistics.median(theirs) / statistics.median(ours):12.2f}")
 
 
 def timed(run: Callable[[], Rows]) -> Spent:

@@ -20,10 +20,11 @@ from gpu_server import Client, RemoteError
 from gpu_server.wire import VERSION, RequestHeader, Tensor, decode_reply, encode_request
 
 WARM_UP_S = 0.5
+COOL_DOWN_S = 0.3
+"""For which a client goes on after its own window, so that the others' windows end under the same load."""
 ID = b"bench-id"
 """The id that prepared requests have until each is sent, under a number of its own."""
 START_LIMIT_S = 300.0
-CHECK_EVERY = 16
 REFUSAL_FRAMES = 2
 """Frames of a reply without outputs: the delimiter and the header."""
 
@@ -51,7 +52,7 @@ def measure(
 ) -> Measured:
     """Run `clients` processes for the same `seconds` after a warm-up.
 
-    requests: what each sends, over and over.
+    requests: what each sends, over and over, each beginning elsewhere, so that they share the same requests at any time.
     depth: how many each has in flight; 0 for all of them.
     """
     spawn = multiprocessing.get_context("spawn")
@@ -59,9 +60,9 @@ def measure(
     processes = [
         spawn.Process(
             target=run_client,
-            args=(endpoint, work, depth or len(requests), seconds, pid, results, together),
+            args=(endpoint, work, number / clients, depth or len(requests), seconds, pid, results, together),
         )
-        for _ in range(clients)
+        for number in range(clients)
     ]
     for process in processes:
         process.start()
@@ -74,44 +75,51 @@ def measure(
         raise SystemExit("a client process failed")
     if refused := [answer for answer in answers if isinstance(answer, str)]:
         raise SystemExit(refused[0])
-    total = sum(count for count, _, _ in answers)
-    cpu = statistics.median(cpu for _, _, cpu in answers)
-    return Measured(sum(count / took for count, took, _ in answers), cpu / total)
+    rate = sum(count for count, _ in answers) / seconds
+    if not rate:
+        raise SystemExit(f"no answer within {seconds:g} s: give it more")
+    return Measured(rate, statistics.median(cpu for _, cpu in answers) / rate)
 
 
 def run_client(
     endpoint: str,
     work: multiprocessing.SimpleQueue,  # type: ignore[type-arg]
+    begin: float,
     depth: int,
     seconds: float,
     pid: int,
     results: multiprocessing.SimpleQueue,  # type: ignore[type-arg]
     together: Barrier,
 ) -> None:
-    """Send `depth` requests, then one for each answer; put (answers, seconds, server CPU seconds), or what was refused."""
+    """Send `depth` requests, then one for each answer; put (answers in the window, server CPU a second), or a refusal."""
     requests = work.get()
+    first = int(begin * len(requests))
+    requests = requests[first:] + requests[:first]
     socket = zmq.Context().socket(zmq.DEALER)
     socket.connect(endpoint)
     together.wait(START_LIMIT_S)
+    start = time.perf_counter() + WARM_UP_S
+    stop = start + seconds
+    marks = (start, stop, stop + COOL_DOWN_S)
     for sent in range(depth):
-        socket.send_multipart(numbered(requests[sent], sent))
-    count, start, cpu, sent = 0, 0.0, 0.0, depth
-    begin = time.perf_counter()
+        socket.send_multipart(numbered(requests[sent % len(requests)], sent))
+    count, sent = 0, depth
+    seen: list[tuple[float, float]] = []
     while True:
         reply = socket.recv_multipart()
+        now = time.perf_counter()
         if len(reply) == REFUSAL_FRAMES:
             results.put(refusal(reply))
             return
         socket.send_multipart(numbered(requests[sent % len(requests)], sent))
         sent += 1
-        count += 1
-        if sent % CHECK_EVERY:
+        count += start <= now < stop
+        if now < marks[len(seen)]:
             continue
-        now = time.perf_counter()
-        if not start and now - begin > WARM_UP_S:
-            start, count, cpu = now, 0, cpu_seconds(pid)
-        elif start and now - start > seconds:
-            results.put((count, now - start, cpu_seconds(pid) - cpu))
+        seen.append((now, cpu_seconds(pid)))
+        if len(seen) == len(marks):
+            (began, before), (ended, after), _ = seen
+            results.put((count, (after - before) / (ended - began)))
             os._exit(0)
 
 

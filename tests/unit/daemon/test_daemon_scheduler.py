@@ -252,7 +252,7 @@ def test_a_request_that_would_miss_its_deadline_is_refused_at_once(scheduler: Sc
     learn(scheduler, 1.0)
     for _ in range(4):
         submit(scheduler, 10)
-    with pytest.raises(Overloaded, match=r"5 s of work") as refused:
+    with pytest.raises(Overloaded, match=r"5 s of work wait, more than 75% of the 2 s to the deadline") as refused:
         submit(scheduler, 10, deadline=1002.0)
     assert refused.value.retry_after_s == pytest.approx(3.5)
     submit(scheduler, 10, deadline=1006.7)
