@@ -240,14 +240,15 @@ class Scheduler:
     def _admit(self, request: Request) -> None:
         full = self._lacks_room(request)
         wait_s = self.estimated_wait_s(request)
-        budget_s = max(0.0, request.deadline - self._clock())
+        budget_s = request.deadline - self._clock()
         if not full and wait_s <= HEADROOM * budget_s:
             return
         retry_s = max(0.05, (self._backlog_s() or 2.0) / 2 if full else wait_s - HEADROOM * budget_s)
         reason = (
             f"the queue is full ({full})"
             if full
-            else f"about {wait_s:.3g} s of work wait, more than {HEADROOM:.0%} of the {budget_s:.3g} s to the deadline"
+            else f"about {wait_s:.3g} s of work wait, more than {HEADROOM:.0%} of the "
+            f"{max(0.0, budget_s):.3g} s to the deadline"
         )
         raise Overloaded(reason, {"retry_after_ms": int(retry_s * 1000), "queued_items": self.items})
 

@@ -60,7 +60,7 @@ class Row(msgspec.Struct):
 class Report(msgspec.Struct):
     """What `gpu-server bench forward` found. Times in microseconds unless named otherwise.
 
-    texts: whether its items are texts. ceiling_dtype: of the products of `ceiling_tflops`; on a CPU the model's own.
+    texts: whether its items are texts. ceiling_dtype: of the products of `ceiling_tflops`, the model's own if it tells.
     load_s: from nothing to ready to serve. kernels_s, capture_s: of that, loading the kernels of the graphs (on a first
     start, building them and compiling layers) and capturing. capture_mib: of device memory, the graphs. Those three are None
     without graphs, memory_mib on a CPU.
@@ -92,21 +92,17 @@ def run(source: str, shape: str, settings: config.EngineConfig, progress: Progre
     device = devices.choose(settings.device)
     devices.prepare(device, settings.threads)
     devices.use_own_stream(device, [source])
-    dtype, ceiling = torch.float16, 0.0
-    if device.type == "cuda":
-        progress("matmul ceiling", 0.0)
-        ceiling = matmul_ceiling(device, dtype)
     with shapes.folder(shape) as made:
-        spec = _spec(str(made) if made is not None else source, settings)
+        spec = engine_spec(str(made) if made is not None else source, settings)
         started = time.perf_counter()
         loaded = load(spec.models[0], spec, device, lambda phase, done: progress(phase, 0.1 + 0.5 * done))
         load_s = time.perf_counter() - started
     sizes = _sizes(loaded)
     _try(loaded)
-    if device.type == "cpu":
-        progress("matmul ceiling", 0.6)
-        dtype = _products(loaded.info)
-        ceiling = matmul_ceiling(device, dtype)
+    memory = torch.cuda.memory_reserved(device) if device.type == "cuda" else None
+    progress("matmul ceiling", 0.6)
+    dtype = _products(loaded.info, device)
+    ceiling = matmul_ceiling(device, dtype)
     progress("one item", 0.6)
     single = _latencies(loaded)
     captured = getattr(loaded.model, "captured", None)
@@ -124,7 +120,7 @@ def run(source: str, shape: str, settings: config.EngineConfig, progress: Progre
         kernels_s=captured.kernels if captured else None,
         capture_s=captured.seconds if captured else None,
         capture_mib=captured.memory / 2**20 if captured else None,
-        memory_mib=torch.cuda.memory_reserved(device) / 2**20 if device.type == "cuda" else None,
+        memory_mib=None if memory is None else memory / 2**20,
         single_p50_us=statistics.median(single) * 1e6,
         single_p99_us=sorted(single)[int(len(single) * 0.99)] * 1e6,
         rows=[],
@@ -162,16 +158,19 @@ def matmul_ceiling(device: torch.device, dtype: torch.dtype) -> float:
     return 2 * size**3 * count / (time.perf_counter() - started)
 
 
-def _products(info: ModelInfo) -> torch.dtype:
-    """The number type that a model multiplies in on a CPU, as far as it tells."""
+def _products(info: ModelInfo, device: torch.device) -> torch.dtype:
+    """The number type that a model multiplies in, or what is usual on the device where it does not tell."""
     if "bfloat16 products" in info.runs:
         return torch.bfloat16
-    return {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(info.dtype, torch.float32)
+    known = {
+        str(dtype).removeprefix("torch."): dtype for dtype in (torch.bfloat16, torch.float16, torch.float32)
+    }
+    return known.get(info.dtype, torch.float16 if device.type == "cuda" else torch.float32)
 
 
 def _throughput(loaded: LoadedModel, lengths: list[int], in_flight: int, ceiling: float) -> Row:
     budget = sum(lengths)
-    inputs = _inputs(loaded, lengths)
+    inputs = made_inputs(loaded, lengths)
     graphed = getattr(loaded.model.collate(inputs, loaded.runner.device), "packed", None)
     replay = graphed.bucket.replay if isinstance(graphed, Staged) else None
     for _ in range(5):
@@ -179,7 +178,7 @@ def _throughput(loaded: LoadedModel, lengths: list[int], in_flight: int, ceiling
     count = 1 if replay is None else ROUNDS
     batches, replays = [], []
     for _ in range(count):
-        batches.append(_timed_batches(loaded.runner, inputs, in_flight, SECONDS / count))
+        batches.append(timed_batches(loaded.runner, inputs, in_flight, SECONDS / count))
         if replay is not None:
             replays.append(_timed_replays(replay))
     batch = statistics.median(batches)
@@ -212,7 +211,7 @@ def _timed_replays(replay: Callable[[], object]) -> float:
     return milliseconds / 1e3 / count
 
 
-def _timed_batches(runner: Runner, inputs: Tensors, in_flight: int, least: float) -> float:
+def timed_batches(runner: Runner, inputs: Tensors, in_flight: int, least: float) -> float:
     """Seconds from an answer to the next with `in_flight` batches under way, as in service; it takes `least` seconds."""
     pending: deque[Any] = deque(runner.enqueue(inputs, {}) for _ in range(in_flight))
     pending.popleft().wait()
@@ -228,7 +227,7 @@ def _timed_batches(runner: Runner, inputs: Tensors, in_flight: int, least: float
 
 
 def _latencies(loaded: LoadedModel) -> list[float]:
-    inputs = _inputs(loaded, [_single(loaded)])
+    inputs = made_inputs(loaded, [_single(loaded)])
     begun = time.perf_counter()
     # An idle GPU has a low clock and takes a while to raise it.
     while time.perf_counter() - begun < SECONDS / 2:
@@ -244,7 +243,7 @@ def _latencies(loaded: LoadedModel) -> list[float]:
 def _try(loaded: LoadedModel) -> None:
     """Run one item, so that a model that fails on what it is sent here says so once."""
     try:
-        _, errors = loaded.runner.run(_inputs(loaded, [_single(loaded)]))
+        _, errors = loaded.runner.run(made_inputs(loaded, [_single(loaded)]))
         if errors:
             raise from_wire(errors[0].code, errors[0].message)
     except RemoteError as error:
@@ -289,7 +288,7 @@ def _sizes(loaded: LoadedModel) -> list[list[int]]:
     return [[cost] * items for items in sorted({min(items, most) for items in ITEMS})]
 
 
-def _inputs(loaded: LoadedModel, lengths: list[int]) -> Tensors:
+def made_inputs(loaded: LoadedModel, lengths: list[int]) -> Tensors:
     """A batch of items of these lengths: random token ids, a class's own example again and again, or what it declares."""
     info, example = loaded.info, _example(loaded)
     if example is not None:
@@ -315,7 +314,8 @@ def _made_up(declared: InputInfo, lengths: list[int], rng: np.random.Generator) 
     return [np.zeros(shape, NUMPY_DTYPE[declared.dtype]) for shape in shapes_of]
 
 
-def _spec(source: str, settings: config.EngineConfig) -> EngineSpec:
+def engine_spec(source: str, settings: config.EngineConfig) -> EngineSpec:
+    """What the daemon would tell an engine process that is to hold this model alone."""
     return EngineSpec(
         device=settings.device,
         threads=settings.threads,

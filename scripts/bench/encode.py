@@ -1,22 +1,23 @@
 """The engine against `SentenceTransformer.encode` (batch 32, sorted, warm): same texts, one process, rounds in turn.
 
-    python scripts/bench/encode.py [--model NAME] [--device cuda] [--texts 512] [--rounds 5]
+    python scripts/bench/encode.py [--model NAME] [--device cuda] [--texts 512] [--rounds 5] [--clients 4] [--request 128]
     python scripts/bench/encode.py --shape bert-base --device cuda
 
 Texts are words of the model's vocabulary of mixed lengths: lognormal, median 40 tokens, sigma 0.8, 3 to the longest.
 
-  text  theirs: `encode(texts, batch_size=32)`, which tokenises, sorts and pads. Ours: requests of --request texts, tokenised
-        by --clients threads with the client's tokenizer, as web workers do, while the engine has the ones before; wire
-        tensors in and out, as many batches in flight as in service.
-  ids   theirs: `forward` over batches of 32 made of ready ids, sorted and padded, results copied to the host. Ours: the
-        same ids. The line "ids over text" is the engine, which gets ids, over `encode`, which gets texts.
+  text    theirs: `encode(texts, batch_size=32)`, which tokenises, sorts and pads. Ours: requests of --request texts,
+          tokenised in --clients threads with the client's tokenizer while the engine runs what was tokenised before.
+  ids     theirs: `forward` over batches of 32 made of ready ids, sorted and padded, results copied to the host. Ours: the
+          same ids.
+  engine  theirs as in text, ours as in ids: in service the web workers tokenise, and the engine gets ids.
 
-Ours runs full batches of rows as they come, whichever request they are of, as the daemon does with waiting requests.
+Ours takes wire tensors and gives them back, in full batches of rows in their order, whichever request they are of, and as
+many batches in flight as in service; it waits for a batch to be full, which the daemon does only while the engine is busy.
 
---shape takes random weights, and the tokenizer of --model if that has the shape's vocabulary (BERT's). The others have none,
-and are compared by ids only: the stock Transformers model with sentence-transformers' own pooling and normalising. Theirs
-has the number type that the engine reports. CPU is processor time of the whole process. The last line checks that both gave
-the same embeddings.
+--shape takes random weights, and the tokenizer of --model for BERT's shapes, whose vocabulary has as many words. The others
+have no texts: the stock Transformers model with sentence-transformers' own pooling and normalising is given ids. Theirs has
+the number type that the engine reports. CPU is processor time of the whole process. After each kind stands the least cosine
+between both sides' embeddings.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from __future__ import annotations
 import os
 
 # Both sides tokenise with as many threads as the library likes, and torch's threads wait as they do in the engine.
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+os.environ["TOKENIZERS_PARALLELISM"] = "true"
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import argparse
@@ -90,7 +91,7 @@ class Stock(torch.nn.Module):
 def main() -> None:
     """Print the set-up, a line a round, the medians, and how far the embeddings are apart."""
     options = parse()
-    with models(options) as (ours, theirs), ThreadPoolExecutor(options.clients) as clients:
+    with models(options) as (ours, theirs), ThreadPoolExecutor(options.clients) as pool:
         info = ours.info
         assert info.text is not None
         show_setup(options, ours)
@@ -105,9 +106,11 @@ def main() -> None:
             ids = tokenised(tokenizer, texts)
             compare["text"] = (
                 lambda: their_encode(theirs, texts),
-                lambda: our_rows(ours, clients.map(partial(tokenised, tokenizer), requests), options),
+                lambda: our_rows(ours, pool.map(partial(tokenised, tokenizer), requests), options),
             )
         compare["ids"] = (lambda: their_forward(theirs, ids), lambda: our_rows(ours, [ids], options))
+        if "text" in compare:
+            compare["engine"] = (compare["text"][0], compare["ids"][1])
         tokens = sum(map(len, ids))
         print(f"{len(ids)} texts, {tokens} tokens; texts/s and tokens/s, theirs and ours")
         rounds(compare, len(ids), tokens, options.rounds)
@@ -140,13 +143,12 @@ def models(options: argparse.Namespace) -> Iterator[tuple[LoadedModel, SentenceT
     devices.prepare(device, options.threads)
     devices.use_own_stream(device, [options.model])
     with shapes.folder(options.shape) as made:
-        real = Path(source.find(options.model))
-        texts = made is None or lend_tokenizer(real, made, shapes.SHAPES[options.shape]["vocab_size"])
-        folder = str(made or real)
+        folder = str(made or source.find(options.model))
+        lent = made is not None and lend_tokenizer(options, made)
         ours = load_ours(folder, device, options)
         assert ours.info.text is not None
         dtype = getattr(torch, ours.info.dtype)
-        if texts:
+        if made is None or lent:
             theirs = SentenceTransformer(folder, device=str(device), model_kwargs={"dtype": dtype})
             theirs.max_seq_length = ours.info.text.max_length
         else:
@@ -156,9 +158,14 @@ def models(options: argparse.Namespace) -> Iterator[tuple[LoadedModel, SentenceT
         yield ours, theirs.eval()
 
 
-def lend_tokenizer(real: Path, made: Path, words: int) -> bool:
-    """Put the tokenizer of one model into the folder of another with a vocabulary of as many words; else say False."""
-    if len(json.loads((real / "tokenizer.json").read_bytes())["model"]["vocab"]) != words:
+def lend_tokenizer(options: argparse.Namespace, made: Path) -> bool:
+    """Put --model's tokenizer into the folder of a BERT of random weights, if it has one of as many words as that."""
+    shape = shapes.SHAPES[options.shape]
+    if shape["model_type"] != "bert":
+        return False
+    real = Path(source.find(options.model))
+    saved = real / "tokenizer.json"
+    if not saved.is_file() or len(json.loads(saved.read_bytes())["model"]["vocab"]) != shape["vocab_size"]:
         return False
     for name in TOKENIZER_FILES:
         if (real / name).is_file():
@@ -193,6 +200,7 @@ def show_setup(options: argparse.Namespace, ours: LoadedModel) -> None:
     print(f"{options.shape or options.model or DEFAULT_NAME}: {info.dtype}, runs {info.runs}")
     threads = f"{torch.get_num_threads()} torch threads that wait {os.environ['OMP_WAIT_POLICY'].lower()}"
     print(f"{processor()}, {threads}; {devices.describe(ours.runner.device)}")
+    print(f"ours: requests of {options.request} texts, tokenised in {options.clients} threads")
     print(
         f"Python {platform.python_version()}, torch {torch.__version__}, Transformers {transformers.__version__}, "
         f"sentence-transformers {sentence_transformers.__version__}"
@@ -282,16 +290,17 @@ def our_rows(ours: LoadedModel, requests: Iterable[Ids], options: argparse.Names
 
 
 def full_batches(rows: Iterable[NDArray[np.int32]], limit: int) -> Iterator[Ids]:
-    """Consecutive rows of together at most `limit` tokens."""
+    """Consecutive rows of together at most `limit` tokens, or a single one that is longer."""
     batch: Ids = []
     tokens = 0
     for row in rows:
-        if tokens + len(row) > limit:
+        if batch and tokens + len(row) > limit:
             yield batch
             batch, tokens = [], 0
         batch.append(row)
         tokens += len(row)
-    yield batch
+    if batch:
+        yield batch
 
 
 def rounds(
@@ -300,25 +309,20 @@ def rounds(
     """Time both sides in turn, each first in every other round; print each round, and the median of the ratios."""
     head = ("", "texts/s", "texts/s", "tok/s", "tok/s", "ratio", "by CPU")
     print("".join(f"{name:>12}" for name in head))
-    walls: dict[str, list[tuple[float, float]]] = {}
     for name, sides in compare.items():
         for side in sides:
             side()
-        walls[name], by_cpu = [], []
+        ratios = []
         for number in range(count):
             first = number % 2
             spent = {side: timed(sides[side]) for side in (first, 1 - first)}
             them, us = spent[0], spent[1]
-            walls[name].append((them.wall_s, us.wall_s))
-            by_cpu.append(them.cpu_s / us.cpu_s)
+            ratios.append((them.wall_s / us.wall_s, them.cpu_s / us.cpu_s))
             rates = [f"{n / s.wall_s:12.0f}" for n in (texts, tokens) for s in (them, us)]
-            print(f"{name:>12}{''.join(rates)}{them.wall_s / us.wall_s:12.2f}{by_cpu[-1]:12.2f}", flush=True)
-        wall = statistics.median(them / us for them, us in walls[name])
-        print(f"{name + ' median':>12}{'':48}{wall:12.2f}{statistics.median(by_cpu):12.2f}")
+            print(f"{name:>12}{''.join(rates)}{ratios[-1][0]:12.2f}{ratios[-1][1]:12.2f}", flush=True)
+        wall, cpu = (statistics.median(column) for column in zip(*ratios, strict=True))
+        print(f"{name + ' median':>13}{'':47}{wall:12.2f}{cpu:12.2f}")
         print(f"{'':12}least cosine between theirs and ours: {least_cosine(*(side() for side in sides)):.7f}")
-    if "text" in walls:
-        theirs, ours = ([pair[i] for pair in walls[name]] for i, name in enumerate(("text", "ids")))
-        print(f"ids over text{'':47}{statistics.median(theirs) / statistics.median(ours):12.2f}")
 
 
 def timed(run: Callable[[], Rows]) -> Spent:
@@ -330,8 +334,9 @@ def timed(run: Callable[[], Rows]) -> Spent:
 
 def least_cosine(a: Rows, b: Rows) -> float:
     """Over the texts."""
-    product = (a.astype(np.float64) * b).sum(1)
-    return float((product / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)).min())
+    one, other = a.astype(np.float64), b.astype(np.float64)
+    product = (one * other).sum(1)
+    return float((product / np.linalg.norm(one, axis=1) / np.linalg.norm(other, axis=1)).min())
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import statistics
 import subprocess
 import sys
 import time
@@ -19,9 +18,10 @@ import zmq
 from gpu_server import Client, RemoteError
 from gpu_server.wire import VERSION, RequestHeader, Tensor, decode_reply, encode_request
 
-WARM_UP_S = 0.5
+WARM_UP_S = 1.0
 COOL_DOWN_S = 0.3
-"""For which a client goes on after its own window, so that the others' windows end under the same load."""
+"""For which clients go on after the window, so that the last of it is under load too."""
+ANSWER_LIMIT_S = 60.0
 ID = b"bench-id"
 """The id that prepared requests have until each is sent, under a number of its own."""
 START_LIMIT_S = 300.0
@@ -50,17 +50,24 @@ def requests_of(rows: Sequence[Sequence[np.ndarray]], model: str = "") -> list[l
 def measure(
     endpoint: str, pid: int, requests: list[list[bytes]], *, clients: int, seconds: float, depth: int = 0
 ) -> Measured:
-    """Run `clients` processes for the same `seconds` after a warm-up.
+    """Run `clients` processes, and count what all are answered in one window of `seconds`; be that long against a batch.
 
-    requests: what each sends, over and over, each beginning elsewhere, so that they share the same requests at any time.
+    requests: what each sends, over and over, but each from another one on: at any time all kinds are equally under way.
     depth: how many each has in flight; 0 for all of them.
     """
     spawn = multiprocessing.get_context("spawn")
-    work, results, together = spawn.SimpleQueue(), spawn.SimpleQueue(), spawn.Barrier(clients)
+    work, results, together = spawn.SimpleQueue(), spawn.SimpleQueue(), spawn.Barrier(clients + 1)
     processes = [
         spawn.Process(
             target=run_client,
-            args=(endpoint, work, number / clients, depth or len(requests), seconds, pid, results, together),
+            args=(
+                endpoint,
+                work,
+                number * len(requests) // clients,
+                depth or len(requests),
+                results,
+                together,
+            ),
         )
         for number in range(clients)
     ]
@@ -68,6 +75,11 @@ def measure(
         process.start()
     for _ in processes:
         work.put(requests)  # as an argument it would keep each start waiting for the one before
+    together.wait(START_LIMIT_S)
+    start = time.perf_counter() + WARM_UP_S
+    for _ in processes:
+        work.put((start, start + seconds))
+    cpu_s = cpu_between(pid, start, start + seconds)
     for process in processes:
         process.join()
     answers = [results.get() for process in processes if not process.exitcode]
@@ -75,52 +87,47 @@ def measure(
         raise SystemExit("a client process failed")
     if refused := [answer for answer in answers if isinstance(answer, str)]:
         raise SystemExit(refused[0])
-    rate = sum(count for count, _ in answers) / seconds
-    if not rate:
+    if not sum(answers):
         raise SystemExit(f"no answer within {seconds:g} s: give it more")
-    return Measured(rate, statistics.median(cpu for _, cpu in answers) / rate)
+    return Measured(sum(answers) / seconds, cpu_s / sum(answers))
 
 
 def run_client(
     endpoint: str,
     work: multiprocessing.SimpleQueue,  # type: ignore[type-arg]
-    begin: float,
+    first: int,
     depth: int,
-    seconds: float,
-    pid: int,
     results: multiprocessing.SimpleQueue,  # type: ignore[type-arg]
     together: Barrier,
 ) -> None:
-    """Send `depth` requests, then one for each answer; put (answers in the window, server CPU a second), or a refusal."""
+    """Send `depth` requests, then one for each answer; put how many answers the window had, or what was refused."""
     requests = work.get()
-    first = int(begin * len(requests))
-    requests = requests[first:] + requests[:first]
     socket = zmq.Context().socket(zmq.DEALER)
+    socket.rcvtimeo = int(ANSWER_LIMIT_S * 1e3)
     socket.connect(endpoint)
     together.wait(START_LIMIT_S)
-    start = time.perf_counter() + WARM_UP_S
-    stop = start + seconds
-    marks = (start, stop, stop + COOL_DOWN_S)
+    start, stop = work.get()
     for sent in range(depth):
-        socket.send_multipart(numbered(requests[sent % len(requests)], sent))
+        socket.send_multipart(numbered(requests[(first + sent) % len(requests)], sent))
     count, sent = 0, depth
-    seen: list[tuple[float, float]] = []
-    while True:
+    while time.perf_counter() < stop + COOL_DOWN_S:
         reply = socket.recv_multipart()
-        now = time.perf_counter()
         if len(reply) == REFUSAL_FRAMES:
             results.put(refusal(reply))
             return
-        socket.send_multipart(numbered(requests[sent % len(requests)], sent))
+        socket.send_multipart(numbered(requests[(first + sent) % len(requests)], sent))
         sent += 1
-        count += start <= now < stop
-        if now < marks[len(seen)]:
-            continue
-        seen.append((now, cpu_seconds(pid)))
-        if len(seen) == len(marks):
-            (began, before), (ended, after), _ = seen
-            results.put((count, (after - before) / (ended - began)))
-            os._exit(0)
+        count += start <= time.perf_counter() < stop
+    results.put(count)
+    os._exit(0)
+
+
+def cpu_between(pid: int, start: float, stop: float) -> float:
+    """CPU seconds of a process between two moments of `time.perf_counter`, which is the same in all processes on Linux."""
+    time.sleep(max(0.0, start - time.perf_counter()))
+    before = cpu_seconds(pid)
+    time.sleep(max(0.0, stop - time.perf_counter()))
+    return cpu_seconds(pid) - before
 
 
 def numbered(frames: list[bytes], number: int) -> list[bytes]:

@@ -25,6 +25,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 
 # Read at import: the conftest clears the settings before each test.
 MODEL = os.environ.get("GPU_SERVER_TEST_MODEL", "")
+FIVE_STARTS_S = 240
 SENTENCE = "the quick brown fox jumps over a lazy dog naïve café 東京 🚀 zażółć gęślą jaźń מבחן science of deep oceans"
 
 
@@ -161,6 +162,15 @@ def test_killing_the_daemon_frees_the_gpu(daemon: StartDaemon) -> None:
     until(lambda: not alive(engine), "engine ends", wait_s=2)
     again = daemon(model_folder(), folder=ROOT).wait_ready()
     assert again.client.embed("hello").shape == (1, 384)
+
+
+def test_a_start_without_enough_memory_ends_with_one_line(daemon: StartDaemon) -> None:
+    running = daemon(model_folder(), "--max-memory-mb", "128", folder=ROOT)
+    assert running.process.wait(FIVE_STARTS_S) == 70
+    said = [line for line in running.log.splitlines() if line.startswith("gpu-server:")]
+    assert len(said) == 1 and "memory" in said[0], running.log
+    assert "Traceback" not in running.log
+    until(lambda: compute_processes() == 0, "the device is left")
 
 
 def _maps_cuda(pid: int) -> list[str]:

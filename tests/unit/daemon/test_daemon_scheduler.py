@@ -252,10 +252,19 @@ def test_a_request_that_would_miss_its_deadline_is_refused_at_once(scheduler: Sc
     learn(scheduler, 1.0)
     for _ in range(4):
         submit(scheduler, 10)
-    with pytest.raises(Overloaded, match=r"5 s of work wait, more than 75% of the 2 s to the deadline") as refused:
+    with pytest.raises(
+        Overloaded, match=r"5 s of work wait, more than 75% of the 2 s to the deadline"
+    ) as refused:
         submit(scheduler, 10, deadline=1002.0)
     assert refused.value.retry_after_s == pytest.approx(3.5)
     submit(scheduler, 10, deadline=1006.7)
+
+
+def test_a_request_whose_deadline_has_passed_is_refused_without_a_queue_too(scheduler: Scheduler) -> None:
+    with pytest.raises(
+        Overloaded, match=r"^about 0 s of work wait, more than 75% of the 0 s to the deadline$"
+    ):
+        submit(scheduler, 10, deadline=999.0)
 
 
 def test_a_short_request_is_not_refused_for_the_bulk_it_overtakes(scheduler: Scheduler) -> None:

@@ -162,7 +162,7 @@ def test_a_batch_is_timed_from_answer_to_answer(monkeypatch: pytest.MonkeyPatch,
             under_way.append(Batch(clock))
             return under_way[-1]
 
-    assert bench._timed_batches(Runner(), {}, in_flight, 10.0) == 2.0  # type: ignore[arg-type]
+    assert bench.timed_batches(Runner(), {}, in_flight, 10.0) == 2.0  # type: ignore[arg-type]
     assert clock[0] == 2.0 * len(under_way)
 
 

@@ -57,6 +57,24 @@ def test_preparing_the_cpu(threads: None) -> None:
     assert devices.describe(torch.device("cpu")) == "cpu"
 
 
+@pytest.fixture
+def cudnn() -> Iterator[None]:
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    yield
+    torch.backends.cuda.enable_cudnn_sdp(before)
+
+
+@pytest.mark.parametrize(("wish", "on"), [("", False), ("0", False), ("1", True)])
+def test_cudnn_attention_is_off_on_a_gpu_unless_asked_for(
+    threads: None, cudnn: None, wish: str, on: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devices.kernel_cache, "keep", lambda: None)
+    monkeypatch.setenv("GPU_SERVER_CUDNN_ATTENTION", wish)
+    torch.backends.cuda.enable_cudnn_sdp(not on)
+    devices.settle(torch.device("cuda"), 1)
+    assert torch.backends.cuda.cudnn_sdp_enabled() is on
+
+
 def test_a_gpu_is_taken_when_its_context_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[object] = []
     gpu = torch.device("cuda:1")

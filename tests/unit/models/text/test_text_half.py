@@ -6,6 +6,7 @@ Needs CUDA.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -291,10 +292,17 @@ def splade(model: Any, ids: torch.Tensor, types: torch.Tensor) -> torch.Tensor:
     return model(input_ids=ids).logits[0].float().relu().log1p().amax(0)
 
 
-def dense(runner: Runner, rows: list[Row]) -> Any:
+def lexical(model: Any, ids: torch.Tensor, types: torch.Tensor) -> torch.Tensor:
+    linear = torch.load(Path(model.name_or_path) / "sparse_linear.pt", weights_only=True)
+    hidden = model(input_ids=ids).last_hidden_state[0]
+    weights = torch.nn.functional.linear(hidden, *(linear[n].to(hidden) for n in ("weight", "bias")))
+    return weights.new_zeros(96).scatter_reduce(0, ids[0], weights[:, 0].relu(), "amax")
+
+
+def dense(runner: Runner, rows: list[Row], **params: Any) -> Any:
     """Sparse vectors as rows of the whole vocabulary."""
     made = np.zeros((len(rows), 96), np.float32)
-    indices, values = (answer(runner, rows, f"sparse_{part}") for part in ("indices", "values"))
+    indices, values = (answer(runner, rows, f"sparse_{part}", **params) for part in ("indices", "values"))
     for i, (at, value) in enumerate(zip(indices, values, strict=True)):
         made[i, at] = value
     return made.ravel()
@@ -329,6 +337,7 @@ HEADS: dict[str, Head] = {
     "token embeddings": (lambda make: make("roberta", pooling="mean"), AutoModel, states,
                          named("token_embeddings", output="token_embeddings"), {}),
     "bge-m3, dense": (bge_m3, AutoModel, unit_first, named("embedding", output="all"), {}),
+    "bge-m3, sparse": (bge_m3, AutoModel, lexical, partial(dense, output="all"), {}),
     "bge-m3, colbert": (bge_m3, AutoModel, colbert, named("colbert", output="all"), {}),
 }  # fmt: skip
 
@@ -342,3 +351,20 @@ def test_every_head_is_as_near_to_float32(make_model: MakeModel, head: str) -> N
     model, runner = started(folder, "float16", "fused graphs", **options)
     assert facts(model).runs.endswith("graphs") or head == "padded"
     check_error(f"{head}, {facts(model).runs}", "float16", got(runner, rows), want, half)
+
+
+@pytest.mark.parametrize("head", [head for head in HEADS if head != "padded"])
+def test_every_head_of_compiled_layers_is_as_near_to_float32(make_model: MakeModel, head: str) -> None:
+    make, auto, made, got, options = HEADS[head]
+    folder = like_trained(make(make_model))
+    rows = some_rows()
+    want, half = (stock(folder, dtype, rows, made, auto) for dtype in (torch.float32, torch.float16))
+    model, runner = started(folder, "float16", "compiled graphs", 128, **options)
+    assert facts(model).runs == "compiled graphs"
+    check_error(
+        f"{head}, compiled graphs",
+        "float16",
+        np.concatenate([got(runner, [row]) for row in rows]),
+        want,
+        half,
+    )

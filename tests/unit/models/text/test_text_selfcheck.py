@@ -150,7 +150,7 @@ def test_packing_can_be_switched_off_and_shows(make_model: MakeModel, packed: bo
     settings = EngineConfig(device="cpu", packed=packed)
     model = ModelConfig(source=str(make_model("bert")), name="m", dtype="float32")
     spec = models._spec(Config(engine=settings, models=(model,)))
-    assert bench._spec(model.source, settings).packed is packed
+    assert bench.engine_spec(model.source, settings).packed is packed
     made = loader._make(spec.models[0], spec)
     made.load(CPU)
     assert isinstance(made, TextModel)
