@@ -39,7 +39,8 @@ def setting(
 ) -> Any:
     """Declare a setting: default, help text and allowed values. Flag, variable and key follow its name.
 
-    pattern: a regular expression for the whole value; the help text must say the same, errors quote it.
+    pattern: a regular expression for the whole value; the help text must say the same, errors quote it. flag: whether it has
+    a flag and a variable; a setting of a model has no variable.
     """
     about = {"help": text, "low": low, "high": high, "choices": choices, "pattern": pattern, "flag": flag}
     return field(default=default, metadata=about)
@@ -147,22 +148,20 @@ class EngineConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """One model to serve: a `[[models]]` table, or an argument of `start`."""
+    """One model to serve: a `[[models]]` table, or an argument of `start`, whose flags are for a single model."""
 
     source: str = setting(
         "", "pkg.module:Class, a folder, or a hub id; empty means all-MiniLM-L6-v2", flag=False
     )
     name: str = setting("", "name clients ask for; empty means one made from the source", flag=False)
-    revision: str = setting("", "hub revision: a tag or commit", flag=False)
+    revision: str = setting("", "hub revision: a tag or commit")
     dtype: str = setting(
-        "auto", "number type of the weights", choices=("auto", "float32", "float16", "bfloat16"), flag=False
+        "auto",
+        "number type of a text model's weights",
+        choices=("auto", "float32", "float16", "bfloat16"),
     )
-    pooling: str = setting(
-        "", "overrides the folder's own; splade makes sparse vectors", choices=POOLINGS, flag=False
-    )
-    max_length: int = setting(
-        0, "tokens of one text; 0 means the folder's own", low=0, high=1 << 20, flag=False
-    )
+    pooling: str = setting("", "overrides a text model's own; splade makes sparse vectors", choices=POOLINGS)
+    max_length: int = setting(0, "tokens of one text; 0 means the text model's own", low=0, high=1 << 20)
     max_batch_tokens: int = setting(
         0, "overrides the engine's setting; 0 does not", low=0, high=1 << 30, flag=False
     )
@@ -220,7 +219,7 @@ def load(
     if not isinstance(models, list) or not all(isinstance(m, dict) for m in models):
         raise ConfigError(f"{path}: models must be [[models]] tables")
     tables = [{"name": name, "source": source} for name, source in map(split_name, sources)] or models
-    built["models"] = tuple(_build(ModelConfig, "models", m, str(path), {}, {}) for m in tables)
+    built["models"] = _models(tables, str(path), flags or {})
     return Config(**built)
 
 
@@ -239,6 +238,18 @@ def split_name(model: str) -> tuple[str, str]:
 def env_name(name: str) -> str:
     """The environment variable of a setting."""
     return ENV_PREFIX + name.upper()
+
+
+def _models(tables: list[dict[str, Any]], path: str, flags: Mapping[str, Any]) -> tuple[ModelConfig, ...]:
+    flagged = [about.name for about in fields(ModelConfig) if about.metadata["flag"]]
+    given = {name: flags[name] for name in flagged if flags.get(name) is not None}
+    if given and len(tables) > 1:
+        flag = _flag_name(next(iter(given)))
+        raise ConfigError(
+            f"{flag} is for one model, and there are {len(tables)}: say it under [[models]] of a file"
+        )
+    tables = tables or ([{}] if given else [])
+    return tuple(_build(ModelConfig, "models", table, path, given, {}) for table in tables)
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
@@ -266,7 +277,7 @@ def _build(
     values = {}
     for name, about in declared.items():
         if flags.get(name) is not None:
-            raw, origin = flags[name], f"--{name.replace('_', '-')}"
+            raw, origin = flags[name], _flag_name(name)
         elif env.get(env_name(name)):
             raw, origin = env[env_name(name)], env_name(name)
         elif name in table:
@@ -329,19 +340,25 @@ def reference() -> str:
         lines += ["| key | flag | environment | default | meaning |", "|---|---|---|---|---|"]
         for about in fields(kind):
             flagged = about.metadata["flag"]
-            variable = f"`{env_name(about.name)}`" if flagged or kind is ClientConfig else ""
+            read = kind is ClientConfig or (flagged and kind is not ModelConfig)
+            variable = f"`{env_name(about.name)}`" if read else ""
             default = "" if about.default in ("", MISSING) else f"`{str(about.default).lower()}`"
             flag = _flag(about.name, about.default) if flagged else ""
-            lines.append(f"| `{about.name}` | {flag} | {variable} | {default} | {_meaning(about.metadata)} |")
+            lines.append(f"| `{about.name}` | {flag} | {variable} | {default} | {meaning(about.metadata)} |")
     return "\n".join(lines) + "\n"
 
 
+def _flag_name(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
 def _flag(name: str, default: object) -> str:
-    flag = name.replace("_", "-")
-    return f"`--{flag}` `--no-{flag}`" if isinstance(default, bool) else f"`--{flag}`"
+    flag = _flag_name(name)
+    return f"`{flag}` `--no-{flag[2:]}`" if isinstance(default, bool) else f"`{flag}`"
 
 
-def _meaning(about: Mapping[str, Any]) -> str:
+def meaning(about: Mapping[str, Any]) -> str:
+    """The help text of a declared setting, with the values it may have."""
     text = str(about["help"])
     if about["choices"]:
         text += f" ({', '.join(c for c in about['choices'] if c)})"

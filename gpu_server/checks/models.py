@@ -7,13 +7,12 @@ from pathlib import Path
 
 import msgspec
 
-from gpu_server import source
+from gpu_server import source, specs
 from gpu_server.checks import probe
 from gpu_server.checks.finding import Finding, fine
 from gpu_server.config import Config, ModelConfig
 from gpu_server.daemon import model_set
 from gpu_server.errors import ConfigError, MissingDependency, ModelClassError, ModelFolderMissing
-from gpu_server.wire.events import EngineSpec
 
 _NAME = "name module:Class, a folder or a hub id that is there"
 
@@ -52,8 +51,9 @@ def _missing(error: MissingDependency, needed: bool) -> Finding:
 def load(config: Config, timeout_s: float) -> list[Finding]:
     """Load and run all models, together as the engine has them."""
     try:
-        spec = json.loads(msgspec.json.encode(_spec(config)))
-        answer = probe.run("model", spec, timeout_s=timeout_s)
+        spec = specs.of_engine(config, model_set.from_config(config.models))
+        spec = msgspec.structs.replace(spec, log_level="error", log_format="text")
+        answer = probe.run("model", json.loads(msgspec.json.encode(spec)), timeout_s=timeout_s)
     except (probe.ProbeFailed, ConfigError) as error:
         return [
             Finding("model", "error", str(error), "gpu-server start --log-level debug shows the traceback")
@@ -67,23 +67,3 @@ def _loaded(model: dict[str, object], device: str) -> Finding:
         said = f"{model['name']} loads on {device} ({how}); it has no example(), so it was not run"
         return Finding("model", "info", said, "give the class an example(): the daemon warms up with it")
     return fine("model", f"{model['name']} loads and runs on {device} ({how})")
-
-
-def _spec(config: Config) -> EngineSpec:
-    engine = config.engine
-    return EngineSpec(
-        device=engine.device,
-        threads=engine.threads,
-        max_memory_mb=engine.max_memory_mb,
-        max_batch_tokens=engine.max_batch_tokens,
-        max_batch_items=engine.max_batch_items,
-        batches_in_flight=engine.batches_in_flight,
-        max_batch_bytes=config.limits.max_queue_bytes,
-        packed=engine.packed,
-        graphs=engine.graphs,
-        compiled=engine.compile,
-        fused=engine.fused,
-        log_level="error",
-        log_format="text",
-        models=model_set.from_config(config.models),
-    )

@@ -26,13 +26,14 @@ command.add_command(http)
 @click.argument("model", required=False, default="")
 @click.option("--shape", default="", help="Random weights in a known shape: minilm, bert-base, bert-large, …")
 @options.as_json
+@options.model_settings
 @options.engine_settings
 def forward(model: str, shape: str, as_json: bool, **flags: Any) -> None:
     """Load MODEL in this process and time its batches, its latency and the device's matmul ceiling."""
-    settings = config.load(flags=flags).engine
+    settings = config.load(flags=flags, sources=(model,))
     source.search_current_folder()
-    source.check(model)
-    report = import_module("gpu_server.engine.bench").run(model, shape, settings, show)
+    source.check(settings.models[0].source)
+    report = import_module("gpu_server.engine.bench").run(settings, shape, show)
     show("", 1.0)
     click.echo(msgspec.json.encode(report).decode() if as_json else table(report))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +9,7 @@ import click
 
 from gpu_server import source
 from gpu_server.cli import options, owner
-from gpu_server.config import ModelConfig, split_name
-
-
-def model_settings(command: options.Command) -> options.Command:
-    """Add a flag for every setting of a model; values stay text, the daemon parses and checks them."""
-    for about in reversed(fields(ModelConfig)):
-        if about.name not in ("source", "name"):
-            flag = f"--{about.name.replace('_', '-')}"
-            command = click.option(flag, about.name, metavar="VALUE", help=about.metadata["help"])(command)
-    return command
+from gpu_server.config import split_name
 
 
 @click.command("load")
@@ -27,7 +17,7 @@ def model_settings(command: options.Command) -> options.Command:
 @options.endpoint
 @owner.drain_first
 @owner.timeout_s
-@model_settings
+@options.all_model_settings
 def command(
     model: str, endpoint: str | None, drain_first: bool, timeout_s: float, **settings: str | None
 ) -> None:

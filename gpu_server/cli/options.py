@@ -11,7 +11,7 @@ import click
 
 from gpu_server import variables
 from gpu_server.client import Client
-from gpu_server.config import SECTIONS, split_name
+from gpu_server.config import SECTIONS, ModelConfig, meaning, split_name
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Models = TypeVar("Models", str, tuple[str, ...])
@@ -40,13 +40,23 @@ def engine_settings(command: Command) -> Command:
     return _flags(SECTIONS["engine"])(command)
 
 
-def _flags(kind: type) -> Callable[[Command], Command]:
+def model_settings(command: Command) -> Command:
+    """Add the flags of a single model's settings, but for those that the engine has too."""
+    return _flags(ModelConfig)(command)
+
+
+def all_model_settings(command: Command) -> Command:
+    """Add the flags of all settings of a single model."""
+    return _flags(ModelConfig, also=("max_batch_tokens", "max_batch_items"))(command)
+
+
+def _flags(kind: type, also: tuple[str, ...] = ()) -> Callable[[Command], Command]:
     def add(command: Command) -> Command:
         for about in reversed(fields(kind)):
-            if not about.metadata["flag"]:
+            if not about.metadata["flag"] and about.name not in also:
                 continue
             default = f"  [default: {str(about.default).lower()}]" if about.default not in ("", None) else ""
-            text = about.metadata["help"] + default
+            text = meaning(about.metadata) + default
             flag = about.name.replace("_", "-")
             if isinstance(about.default, bool):
                 command = click.option(f"--{flag}/--no-{flag}", about.name, default=None, help=text)(command)

@@ -24,6 +24,7 @@ WIDTH = 24
 @click.option(
     "--config", "path", type=click.Path(path_type=Path), help="TOML file with settings and [[models]]."
 )
+@options.model_settings
 @options.settings
 def command(models: tuple[str, ...], path: Path | None, **flags: Any) -> None:
     """Load MODEL and serve it until stopped.

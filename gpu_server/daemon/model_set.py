@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, get_type_hints
 
-from gpu_server import source
+from gpu_server import specs
 from gpu_server.config import ModelConfig, parse
 from gpu_server.daemon.change import Models
 from gpu_server.errors import ConfigError, InvalidRequest, ModelNotFound
@@ -17,14 +17,14 @@ _SETTINGS = {about.name: about.metadata for about in fields(ModelConfig) if abou
 
 def from_config(models: tuple[ModelConfig, ...]) -> Models:
     """The models to load at the start; raises ConfigError on a name used twice."""
-    specs = tuple(_spec(model) for model in models or (ModelConfig(),))
-    names = [spec.name for spec in specs]
+    made = tuple(specs.of_model(model) for model in models or (ModelConfig(),))
+    names = [spec.name for spec in made]
     for name in names:
         if names.count(name) > 1:
             raise ConfigError(
                 f"two models are named {name!r}; give one another name: NAME=MODEL, or name in [[models]]"
             )
-    return specs
+    return made
 
 
 def from_request(name: str, params: Mapping[str, Any]) -> ModelSpec:
@@ -36,7 +36,7 @@ def from_request(name: str, params: Mapping[str, Any]) -> ModelSpec:
             if key not in _SETTINGS:
                 raise ConfigError(f"{key!r} is no setting of a model; known: {', '.join(_SETTINGS)}")
             values[key] = parse(value, kinds[key], key, _SETTINGS[key])
-        return _spec(ModelConfig(name=name, **values))
+        return specs.of_model(ModelConfig(name=name, **values))
     except ConfigError as error:
         raise InvalidRequest(str(error)) from None
 
@@ -62,16 +62,3 @@ def without_model(models: Models, name: str) -> Models:
     if not left:
         raise InvalidRequest(f"{name!r} is the only model; stop the server instead")
     return left
-
-
-def _spec(model: ModelConfig) -> ModelSpec:
-    return ModelSpec(
-        name=model.name or source.name_of(model.source),
-        source=model.source,
-        revision=model.revision,
-        dtype=model.dtype,
-        pooling=model.pooling,
-        max_length=model.max_length,
-        max_batch_tokens=model.max_batch_tokens,
-        max_batch_items=model.max_batch_items,
-    )

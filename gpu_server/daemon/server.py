@@ -13,9 +13,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from types import FrameType
 
+import msgspec
 import zmq
 
-from gpu_server import curve, heap, multipart, source
+from gpu_server import curve, heap, multipart, source, specs
 from gpu_server import endpoint as endpoints
 from gpu_server._version import __version__
 from gpu_server.config import Config
@@ -40,7 +41,6 @@ from gpu_server.daemon.zap import Authenticator
 from gpu_server.errors import ConfigError, EngineStartFailed, ShuttingDown
 from gpu_server.wire import Limits, document
 from gpu_server.wire.documents import Status, to_json
-from gpu_server.wire.events import EngineSpec
 
 log = logging.getLogger(__name__)
 
@@ -304,24 +304,8 @@ class Daemon:
         return min(t for t in timers if t is not None)
 
     def _spawn_engine(self, models: Models, device: str, gentle: bool) -> EngineLink:
-        engine = self._config.engine
-        spec = EngineSpec(
-            device=device or engine.device,
-            threads=engine.threads,
-            max_memory_mb=engine.max_memory_mb,
-            max_batch_tokens=engine.max_batch_tokens,
-            max_batch_items=engine.max_batch_items,
-            batches_in_flight=engine.batches_in_flight,
-            max_batch_bytes=self._config.limits.max_queue_bytes,
-            packed=engine.packed,
-            graphs=engine.graphs,
-            compiled=engine.compile,
-            fused=engine.fused,
-            log_level=self._config.server.log_level,
-            log_format=self._config.server.log_format,
-            models=models,
-            gentle=gentle,
-        )
+        spec = specs.of_engine(self._config, models)
+        spec = msgspec.structs.replace(spec, device=device or spec.device, gentle=gentle)
         return EngineLink(spec)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:

@@ -6,6 +6,7 @@ import statistics
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from operator import truediv
 from typing import Any
 
@@ -13,7 +14,8 @@ import msgspec
 import numpy as np
 import torch
 
-from gpu_server import config
+from gpu_server import specs
+from gpu_server.config import Config, ModelConfig
 from gpu_server.engine import device as devices
 from gpu_server.engine import shapes, verify
 from gpu_server.engine.loader import LoadedModel, load
@@ -22,7 +24,6 @@ from gpu_server.errors import ConfigError, RemoteError, from_wire
 from gpu_server.models.text.graphs import Captured, Staged
 from gpu_server.wire import Tensors
 from gpu_server.wire.documents import InputInfo, ModelInfo
-from gpu_server.wire.events import EngineSpec, ModelSpec
 from gpu_server.wire.tensor import NUMPY_DTYPE, STRING_DTYPES
 
 BUDGETS = (1024, 2048, 4096, 8192, 16_384)
@@ -84,18 +85,25 @@ class Report(msgspec.Struct):
     rows: list[Row]
 
 
-def run(source: str, shape: str, settings: config.EngineConfig, progress: Progress) -> Report:
-    """Load `source`, or random weights of a named shape, and time it; `progress` gets what is done now and its part.
+def run(settings: Config, shape: str, progress: Progress) -> Report:
+    """Load the first model, or random weights of a named shape, and time it; `progress` gets what is done and its part.
 
     Raises ConfigError on a class of which nobody knows what it takes, RemoteError where it fails on what it declares.
     """
-    device = devices.choose(settings.device)
-    devices.prepare(device, settings.threads)
-    devices.use_own_stream(device, [source])
+    model, engine = settings.models[0] if settings.models else ModelConfig(), settings.engine
+    device = devices.choose(engine.device)
+    devices.prepare(device, engine.threads)
+    devices.use_own_stream(device, [model.source])
     with shapes.folder(shape) as made:
-        spec = engine_spec(str(made) if made is not None else source, settings)
+        model = model if made is None else replace(model, source=str(made), name=shape)
+        spec = specs.of_model(model)
         started = time.perf_counter()
-        loaded = load(spec.models[0], spec, device, lambda phase, done: progress(phase, 0.1 + 0.5 * done))
+        loaded = load(
+            spec,
+            specs.of_engine(settings, (spec,)),
+            device,
+            lambda phase, done: progress(phase, 0.1 + 0.5 * done),
+        )
         load_s = time.perf_counter() - started
     sizes = _sizes(loaded)
     _try(loaded)
@@ -127,7 +135,7 @@ def run(source: str, shape: str, settings: config.EngineConfig, progress: Progre
     )
     for number, lengths in enumerate(sizes):
         progress(f"batches of {len(lengths)} items", 0.65 + 0.35 * number / len(sizes))
-        report.rows.append(_throughput(loaded, lengths, settings.batches_in_flight, ceiling))
+        report.rows.append(_throughput(loaded, lengths, engine.batches_in_flight, ceiling))
     return report
 
 
@@ -312,26 +320,6 @@ def _made_up(declared: InputInfo, lengths: list[int], rng: np.random.Generator) 
     if declared.dtype in ("f16", "bf16", "f32", "f64"):
         return [rng.standard_normal(shape, dtype=np.float32) for shape in shapes_of]
     return [np.zeros(shape, NUMPY_DTYPE[declared.dtype]) for shape in shapes_of]
-
-
-def engine_spec(source: str, settings: config.EngineConfig) -> EngineSpec:
-    """What the daemon would tell an engine process that is to hold this model alone."""
-    return EngineSpec(
-        device=settings.device,
-        threads=settings.threads,
-        max_memory_mb=settings.max_memory_mb,
-        max_batch_tokens=settings.max_batch_tokens,
-        max_batch_items=settings.max_batch_items,
-        batches_in_flight=settings.batches_in_flight,
-        max_batch_bytes=0,
-        packed=settings.packed,
-        graphs=settings.graphs,
-        fused=settings.fused,
-        compiled=settings.compile,
-        log_level="warning",
-        log_format="text",
-        models=(ModelSpec(name="bench", source=source),),
-    )
 
 
 def _synchronize(device: torch.device) -> None:

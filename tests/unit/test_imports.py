@@ -63,6 +63,7 @@ RULES = {
     "gpu_server.config": rule(never=GPU | WEB | {"zmq"}),
     "gpu_server.variables": rule("config", never=GPU | WEB | {"zmq"}),
     "gpu_server.endpoint": rule("config", never=GPU | WEB | {"zmq"}),
+    "gpu_server.specs": rule("config", "source", "wire", never=GPU | WEB | {"zmq"}),
     "gpu_server.model_folder": rule(never=GPU | WEB | {"zmq"}),
     "gpu_server.source": rule("config", "model_folder", never=GPU | WEB | {"zmq"}),
     "gpu_server.tokenizing": rule("wire", "pairs", never=GPU | WEB | {"zmq"}),
@@ -90,16 +91,17 @@ RULES = {
     "gpu_server.testing": CLIENT_SIDE,
     "gpu_server.daemon": rule(
         "channel", "wire", "config", "curve", "endpoint", "heap", "logs", "multipart", "shared_frames", "source",
-        "tokenizing", never=GPU | WEB,
+        "specs", "tokenizing", never=GPU | WEB,
     ),
     "gpu_server.engine": rule(
-        "channel", "wire", "config", "endpoint", "logs", "shared_frames", "source", "tokenizing", "models", never=WEB
+        "channel", "wire", "config", "endpoint", "logs", "shared_frames", "source", "specs", "tokenizing", "models",
+        never=WEB,
     ),
     "gpu_server.models": rule("wire", "config", "source", "tokenizing", never=WEB | {"zmq"}),
     "gpu_server.bench": rule(never=GPU | WEB | {"zmq"}),
     "gpu_server.autoscale": rule("wire", "client", never=GPU | WEB),
     "gpu_server.checks": rule(
-        "wire", "config", "curve", "endpoint", "source", "variables", "client", "daemon", never=GPU | WEB
+        "wire", "config", "curve", "endpoint", "source", "specs", "variables", "client", "daemon", never=GPU | WEB
     ),
     # Run as processes of their own, so that what they import stays out of the others.
     "gpu_server.probes": Rule(

@@ -37,8 +37,8 @@ def forward(monkeypatch: pytest.MonkeyPatch) -> Forward:
     monkeypatch.setattr(bench, "LATENCY_RUNS", 3)
     monkeypatch.setattr(bench.devices, "prepare", lambda *_: None)
     monkeypatch.setattr(bench, "matmul_ceiling", lambda device, dtype: 1e12 / dtype.itemsize)
-    settings = config.load(flags={"device": "cpu"}).engine
-    return lambda source: bench.run(source, "", settings, lambda phase, done: None)
+    flags = {"device": "cpu"}
+    return lambda source: bench.run(config.load(flags=flags, sources=(source,)), "", lambda phase, done: None)
 
 
 @pytest.fixture

@@ -242,11 +242,24 @@ def test_a_text_model_must_have_ids_and_a_tokenizer(folder: Path) -> None:
         load(folder, BASE + TEXT.replace("byte_tokenizer()", 'b"{}"'))
 
 
-def test_the_version_changes_with_the_file_and_the_settings(folder: Path) -> None:
+def test_the_version_changes_with_the_file(folder: Path) -> None:
     first = load(folder, BASE).info.version
     assert load(folder, BASE + "# longer\n").info.version != first
     assert len(first) == 12
-    assert load(folder, BASE, dtype="float16").info.version != first
+
+
+def test_the_version_changes_with_the_settings(tmp_path: Path) -> None:
+    given: list[dict[str, Any]] = [
+        {},
+        {"dtype": "float16"},
+        {"pooling": "cls"},
+        {"max_length": 8},
+        {"revision": "b"},
+    ]
+    versions = {
+        loader.version_of(ModelSpec(name="m", source=str(tmp_path), **settings)) for settings in given
+    }
+    assert len(versions) == len(given)
 
 
 def test_a_hub_models_version_is_that_of_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

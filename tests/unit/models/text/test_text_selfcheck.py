@@ -13,9 +13,9 @@ import torch
 from heads import CPU, facts, rows_of
 from transformers import AutoModel
 
-from gpu_server.checks import models
+from gpu_server import specs
 from gpu_server.config import Config, EngineConfig, ModelConfig
-from gpu_server.engine import bench, loader
+from gpu_server.engine import loader
 from gpu_server.errors import EngineStartFailed
 from gpu_server.models.text import attention, encoder, selfcheck
 from gpu_server.models.text.encoder import Encoder
@@ -149,8 +149,7 @@ def test_a_layer_that_sees_how_long_the_batch_is_does_not_start(make_model: Make
 def test_packing_can_be_switched_off_and_shows(make_model: MakeModel, packed: bool, runs: str) -> None:
     settings = EngineConfig(device="cpu", packed=packed)
     model = ModelConfig(source=str(make_model("bert")), name="m", dtype="float32")
-    spec = models._spec(Config(engine=settings, models=(model,)))
-    assert bench.engine_spec(model.source, settings).packed is packed
+    spec = specs.of_engine(Config(engine=settings), (specs.of_model(model),))
     made = loader._make(spec.models[0], spec)
     made.load(CPU)
     assert isinstance(made, TextModel)
