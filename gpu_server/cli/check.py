@@ -120,9 +120,12 @@ def the_daemon(url: str) -> list[Finding]:
 def the_models(settings: config.Config, load: bool, needed: bool) -> Sequence[Finding]:
     """What is wrong with the models; loads them only if nothing is wrong before. needed: they are to run here."""
     found = models.names(settings, needed)
-    if found or not load:
+    if found:
         return found
-    return models.load(settings, LOAD_TIMEOUT_S)
+    if load:
+        return models.load(settings, LOAD_TIMEOUT_S)
+    named = ", ".join(model.name or source.name_of(model.source) for model in settings.models)
+    return [Finding("model", "info", f"{named}: not loaded", "--load tries")] if named else []
 
 
 def show(found: Iterable[Finding]) -> str:

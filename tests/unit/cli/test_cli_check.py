@@ -63,6 +63,12 @@ def test_beside_a_daemon_that_serves_they_are_not(own_endpoint: str, probed: lis
     assert probed == ["torch_build", "torch_build", "model"]
 
 
+def test_a_named_model_that_was_not_loaded_is_said_to_be(own_endpoint: str, probed: list[str]) -> None:
+    with FakeServer(endpoint=own_endpoint):
+        assert f"info     model      m: not loaded\n{'':>20}→ --load tries" in ran("m=org/model").output
+    assert "model" not in probed
+
+
 def test_beside_torch_every_other_package_is_needed(
     probed: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
