@@ -9,13 +9,13 @@ from gpu_server.daemon import model_set
 from gpu_server.errors import ConfigError, InvalidRequest, ModelNotFound
 from gpu_server.source import DEFAULT_NAME
 
-TWO = model_set.from_config((ModelConfig(source="m:A"), ModelConfig(source="m:B", name="b", dtype="float16")))
+TWO = model_set.from_config((ModelConfig(source="m:A"), ModelConfig(source="o/b", name="b", dtype="float16")))
 
 
 def test_names_come_from_the_source_unless_given() -> None:
     assert [(spec.name, spec.source, spec.dtype) for spec in TWO] == [
         ("A", "m:A", "auto"),
-        ("b", "m:B", "float16"),
+        ("b", "o/b", "float16"),
     ]
     assert [spec.name for spec in model_set.from_config(())] == [DEFAULT_NAME]
     with pytest.raises(ConfigError, match="two models are named 'A'"):
@@ -26,7 +26,7 @@ def test_a_model_is_added_behind_the_others_or_replaces_its_namesake() -> None:
     added = model_set.with_model(TWO, model_set.from_request("", {"source": "m:C"}))
     assert [spec.name for spec in added] == ["A", "b", "C"]
     replaced = model_set.with_model(TWO, model_set.from_request("A", {"source": "n:A2"}))
-    assert [(spec.name, spec.source) for spec in replaced] == [("A", "n:A2"), ("b", "m:B")]
+    assert [(spec.name, spec.source) for spec in replaced] == [("A", "n:A2"), ("b", "o/b")]
 
 
 def test_a_model_is_taken_out_but_never_the_last() -> None:
@@ -39,7 +39,7 @@ def test_a_model_is_taken_out_but_never_the_last() -> None:
 
 
 def test_settings_of_a_request_are_those_of_a_models_table() -> None:
-    params = {"source": "m:C", "max_batch_items": 7, "max_length": "12", "pooling": "cls"}
+    params = {"source": "o/c", "max_batch_items": 7, "max_length": "12", "pooling": "cls"}
     spec = model_set.from_request("c", params)
     assert (spec.name, spec.max_batch_items, spec.max_length, spec.pooling) == ("c", 7, 12, "cls")
 
@@ -51,6 +51,7 @@ def test_settings_of_a_request_are_those_of_a_models_table() -> None:
         ({"source": "m:C", "dtype": "int3"}, "dtype: 'int3' is not one of auto"),
         ({"source": "m:C", "max_length": "many"}, "max_length: 'many' is not a whole number"),
         ({"source": "m:C:D"}, "is not module:Class"),
+        ({"source": "m:C", "pooling": "cls"}, "m:C is a class, and pooling is a setting of text models"),
     ],
 )
 def test_wrong_settings_of_a_request(params: dict[str, object], reason: str) -> None:
