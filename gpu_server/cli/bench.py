@@ -23,7 +23,7 @@ command.add_command(http)
 
 
 @command.command("forward")
-@click.argument("model", required=False, default="")
+@click.argument("model", required=False, default="", metavar="[[NAME=]MODEL]", callback=options.refuse_empty)
 @click.option("--shape", default="", help="Random weights in a known shape: minilm, bert-base, bert-large, …")
 @options.as_json
 @options.model_settings

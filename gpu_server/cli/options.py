@@ -23,7 +23,7 @@ as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def refuse_empty(context: click.Context, parameter: click.Parameter, given: Models) -> Models:
     """Callback of `[NAME=]MODEL`: an empty one is a mistake, most often a shell variable that is not set."""
     for model in (given,) if isinstance(given, str) else given:
-        if not split_name(model)[1]:
+        if not split_name(model)[1] and model != parameter.default:
             raise click.BadParameter(f"{model!r} names no model.", context, parameter)
     return given
 

@@ -76,6 +76,7 @@ def test_start_has_a_flag_for_every_setting(run: Ran) -> None:
         (["start", ""], "'' names no model."),
         (["start", "x="], "'x=' names no model."),
         (["load", "x="], "'x=' names no model."),
+        (["bench", "forward", "x="], "'x=' names no model."),
         (["check", "good:Class", ""], "'' names no model."),
         (["bench", "http", "http://127.0.0.1:99999/embed"], "is not a URL"),
         (["bench", "http", "http://127.0.0.1:0/embed"], "is not a URL"),
