@@ -32,11 +32,17 @@ def of_engine(config: Config, models: tuple[ModelSpec, ...]) -> EngineSpec:
 
 
 def of_model(model: ModelConfig) -> ModelSpec:
-    """One model, under the name it has or one made from its source. Raises ConfigError on a class with settings of texts."""
-    unset = ModelConfig()
+    """One model, under the name it has or one made from its source. Raises ConfigError on a setting that it cannot have."""
+    unset, kind = ModelConfig(), kind_of(model.source)
     given = [name for name in _OF_TEXTS if getattr(model, name) != getattr(unset, name)]
-    if given and kind_of(model.source) == "class":
-        raise ConfigError(f"{model.source} is a class, and {given[0]} is a setting of text models")
+    if given and kind == "class":
+        raise ConfigError(
+            f"{model.source} is a class, and {given[0]} is a setting of text models; leave it out"
+        )
+    if model.revision and kind == "folder":
+        raise ConfigError(
+            f"{model.source} is a folder, and revision is a setting of models of the hub; leave it out"
+        )
     return ModelSpec(
         name=model.name or name_of(model.source),
         source=model.source,

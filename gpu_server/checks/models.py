@@ -33,7 +33,16 @@ def names(config: Config, needed: bool = True) -> list[Finding]:
         except ConfigError as error:
             broken = Path(model.source).expanduser().is_dir()
             found.append(Finding("model", "error", str(error), "mend or replace that" if broken else _NAME))
-    return found
+    return found or _settings(config)
+
+
+def _settings(config: Config) -> list[Finding]:
+    try:
+        model_set.from_config(config.models)
+    except ConfigError as error:
+        said, _, fix = str(error).partition("; ")
+        return [Finding("model", "error", said, fix)]
+    return []
 
 
 def _missing(error: MissingDependency, needed: bool) -> Finding:
@@ -49,12 +58,12 @@ def _missing(error: MissingDependency, needed: bool) -> Finding:
 
 
 def load(config: Config, timeout_s: float) -> list[Finding]:
-    """Load and run all models, together as the engine has them."""
+    """Load and run all models, in whose names nothing is wrong, together as the engine has them."""
+    spec = specs.of_engine(config, model_set.from_config(config.models))
+    spec = msgspec.structs.replace(spec, log_level="error", log_format="text")
     try:
-        spec = specs.of_engine(config, model_set.from_config(config.models))
-        spec = msgspec.structs.replace(spec, log_level="error", log_format="text")
         answer = probe.run("model", json.loads(msgspec.json.encode(spec)), timeout_s=timeout_s)
-    except (probe.ProbeFailed, ConfigError) as error:
+    except probe.ProbeFailed as error:
         return [
             Finding("model", "error", str(error), "gpu-server start --log-level debug shows the traceback")
         ]

@@ -30,6 +30,8 @@ command.add_command(http)
 @options.engine_settings
 def forward(model: str, shape: str, as_json: bool, **flags: Any) -> None:
     """Load MODEL in this process and time its batches, its latency and the device's matmul ceiling."""
+    if model and shape:
+        raise click.UsageError("MODEL and --shape are two models: name one.")
     settings = config.load(flags=flags, sources=(model,))
     source.search_current_folder()
     source.check(settings.models[0].source)
@@ -42,7 +44,9 @@ def table(report: Any) -> str:
     """The report as text."""
     how = ", ".join(filter(None, (report.dtype, report.runs, f"on {report.device}", f"torch {report.torch}")))
     one, cost, rate = (
-        ("one text of 16 tokens", "tokens", "Mtok/s") if report.texts else ("one item", "cost", "items/s")
+        (f"one text of {report.single_tokens} tokens", "tokens", "Mtok/s")
+        if report.texts
+        else ("one item", "cost", "items/s")
     )
     graphed = report.capture_s is not None
     took = f" (kernels {report.kernels_s:.1f} s, capture {report.capture_s:.2f} s)" if graphed else ""

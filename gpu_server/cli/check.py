@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
+from typing import Any
 
 import click
 import msgspec
@@ -38,6 +39,8 @@ MARKS = {"ok": "ok     ", "info": "info   ", "warning": "WARNING", "error": "ERR
     default=None,
     help="Load and run the models in a process of their own.  [default: unless a daemon serves]",
 )
+@options.model_settings
+@options.engine_settings
 @options.as_json
 def command(
     sources: tuple[str, ...],
@@ -47,12 +50,14 @@ def command(
     gunicorn_pid: int | None,
     load: bool | None,
     as_json: bool,
+    **flags: Any,
 ) -> None:
     """Look at driver, torch, models, socket, daemon, Gunicorn's settings and what its app imports.
 
-    MODEL is as in `start`. Nothing is changed, and what may crash runs in processes of its own. Exits with 1 on an error.
+    MODEL and its settings are as in `start`. Nothing is changed, and what may crash runs in processes of its own. Exits with
+    1 on an error.
     """
-    settings = config.load(path, None, sources)
+    settings = config.load(path, flags, sources)
     url = endpoint or settings.server.endpoint or endpoints.client_default()
     tier = web.Gunicorn.running(gunicorn_pid) if gunicorn_pid else web.Gunicorn.given(gunicorn)
     source.search_current_folder()

@@ -8,6 +8,7 @@ from dataclasses import fields
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from gpu_server import variables
 from gpu_server.client import Client
@@ -22,8 +23,10 @@ as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 def refuse_empty(context: click.Context, parameter: click.Parameter, given: Models) -> Models:
     """Callback of `[NAME=]MODEL`: an empty one is a mistake, most often a shell variable that is not set."""
+    if context.get_parameter_source(parameter.name or "") is ParameterSource.DEFAULT:
+        return given
     for model in (given,) if isinstance(given, str) else given:
-        if not split_name(model)[1] and model != parameter.default:
+        if not split_name(model)[1]:
             raise click.BadParameter(f"{model!r} names no model.", context, parameter)
     return given
 

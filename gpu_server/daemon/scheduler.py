@@ -27,7 +27,7 @@ from gpu_server.daemon.pace import Pace
 from gpu_server.daemon.queues import Entry, ModelWork, Queue
 from gpu_server.daemon.request import Batch, Group, Request
 from gpu_server.daemon.shared_limit import SharedLimit
-from gpu_server.errors import Overloaded
+from gpu_server.errors import DeadlineExceeded, Overloaded
 
 MISFITS = 8
 """Requests looked past, at most, to fill a batch after one did not fit."""
@@ -96,7 +96,10 @@ class Scheduler:
         return sum(model.backlog() for model in self._models.values())
 
     def submit(self, request: Request) -> None:
-        """Accept a request of a declared model; raises Overloaded when it would wait too long or there is no room."""
+        """Accept a request of a declared model.
+
+        Raises Overloaded when it would wait too long or there is no room, DeadlineExceeded when its deadline has passed.
+        """
         self._admit(request)
         model = self._models[request.model]
         self._flows.enter(request, model.policy.max_batch_tokens)
@@ -238,9 +241,11 @@ class Scheduler:
         return sum([model.backlog() * model.batch_s for model in self._models.values()])
 
     def _admit(self, request: Request) -> None:
+        budget_s = request.deadline - self._clock()
+        if budget_s <= 0:
+            raise DeadlineExceeded("the deadline passed before the request could be queued")
         full = self._lacks_room(request)
         wait_s = self.estimated_wait_s(request)
-        budget_s = request.deadline - self._clock()
         if not full and wait_s <= HEADROOM * budget_s:
             return
         retry_s = max(0.05, (self._backlog_s() or 2.0) / 2 if full else wait_s - HEADROOM * budget_s)
@@ -248,7 +253,7 @@ class Scheduler:
             f"the queue is full ({full})"
             if full
             else f"about {wait_s:.3g} s of work wait, more than {HEADROOM:.0%} of the "
-            f"{max(0.0, budget_s):.3g} s to the deadline"
+            f"{budget_s:.3g} s to the deadline"
         )
         raise Overloaded(reason, {"retry_after_ms": int(retry_s * 1000), "queued_items": self.items})
 

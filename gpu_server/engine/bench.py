@@ -17,10 +17,10 @@ import torch
 from gpu_server import specs
 from gpu_server.config import Config, ModelConfig
 from gpu_server.engine import device as devices
-from gpu_server.engine import shapes, verify
+from gpu_server.engine import memory, shapes, verify
 from gpu_server.engine.loader import LoadedModel, load
-from gpu_server.engine.runner import Runner
-from gpu_server.errors import ConfigError, RemoteError, from_wire
+from gpu_server.engine.runner import Pending, Runner
+from gpu_server.errors import ConfigError, OutOfMemory, RemoteError, from_wire
 from gpu_server.models.text.graphs import Captured, Staged
 from gpu_server.wire import Tensors
 from gpu_server.wire.documents import InputInfo, ModelInfo
@@ -64,7 +64,7 @@ class Report(msgspec.Struct):
     texts: whether its items are texts. ceiling_dtype: of the products of `ceiling_tflops`, the model's own if it tells.
     load_s: from nothing to ready to serve. kernels_s, capture_s: of that, loading the kernels of the graphs (on a first
     start, building them and compiling layers) and capturing. capture_mib: of device memory, the graphs. Those three are None
-    without graphs, memory_mib on a CPU.
+    without graphs, memory_mib on a CPU. single_tokens: of the text whose times follow; of no text, what the item costs.
     """
 
     model: str
@@ -80,6 +80,7 @@ class Report(msgspec.Struct):
     capture_s: float | None
     capture_mib: float | None
     memory_mib: float | None
+    single_tokens: int
     single_p50_us: float
     single_p99_us: float
     rows: list[Row]
@@ -88,14 +89,16 @@ class Report(msgspec.Struct):
 def run(settings: Config, shape: str, progress: Progress) -> Report:
     """Load the first model, or random weights of a named shape, and time it; `progress` gets what is done and its part.
 
-    Raises ConfigError on a class of which nobody knows what it takes, RemoteError where it fails on what it declares.
+    Raises ConfigError on a class of which nobody knows what it takes, RemoteError where it fails on what it declares, and
+    OutOfMemory where the device has no room for the products of the ceiling.
     """
     model, engine = settings.models[0] if settings.models else ModelConfig(), settings.engine
     device = devices.choose(engine.device)
     devices.prepare(device, engine.threads)
-    devices.use_own_stream(device, [model.source])
+    memory.bound(device, engine.max_memory_mb)
     with shapes.folder(shape) as made:
         model = model if made is None else replace(model, source=str(made), name=shape)
+        devices.use_own_stream(device, [model.source])
         spec = specs.of_model(model)
         started = time.perf_counter()
         loaded = load(
@@ -107,7 +110,7 @@ def run(settings: Config, shape: str, progress: Progress) -> Report:
         load_s = time.perf_counter() - started
     sizes = _sizes(loaded)
     _try(loaded)
-    memory = torch.cuda.memory_reserved(device) if device.type == "cuda" else None
+    reserved = torch.cuda.memory_reserved(device) if device.type == "cuda" else None
     progress("matmul ceiling", 0.6)
     dtype = _products(loaded.info, device)
     ceiling = matmul_ceiling(device, dtype)
@@ -128,7 +131,8 @@ def run(settings: Config, shape: str, progress: Progress) -> Report:
         kernels_s=captured.kernels if captured else None,
         capture_s=captured.seconds if captured else None,
         capture_mib=captured.memory / 2**20 if captured else None,
-        memory_mib=None if memory is None else memory / 2**20,
+        memory_mib=None if reserved is None else reserved / 2**20,
+        single_tokens=_single(loaded),
         single_p50_us=statistics.median(single) * 1e6,
         single_p99_us=sorted(single)[int(len(single) * 0.99)] * 1e6,
         rows=[],
@@ -152,11 +156,15 @@ def mixed_lengths(tokens: int, longest: int, seed: int = 7) -> list[int]:
 
 
 def matmul_ceiling(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating-point operations per second of a large matrix product on random data, sustained."""
+    """Floating-point operations per second of a large matrix product on random data, sustained. Raises OutOfMemory."""
     size = 8192 if device.type == "cuda" else 1024
-    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    for _ in range(3):
-        a @ b
+    try:
+        a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+        for _ in range(3):
+            a @ b
+    except torch.OutOfMemoryError:
+        mib = 4 * size * size * dtype.itemsize >> 20
+        raise OutOfMemory(f"no room beside the model for the products of the ceiling, {mib} MiB") from None
     _synchronize(device)
     started, count = time.perf_counter(), 0
     while time.perf_counter() - started < SECONDS / 2 or not count:
@@ -220,18 +228,28 @@ def _timed_replays(replay: Callable[[], object]) -> float:
 
 
 def timed_batches(runner: Runner, inputs: Tensors, in_flight: int, least: float) -> float:
-    """Seconds from an answer to the next with `in_flight` batches under way, as in service; it takes `least` seconds."""
-    pending: deque[Any] = deque(runner.enqueue(inputs, {}) for _ in range(in_flight))
-    pending.popleft().wait()
+    """Seconds from an answer to the next with `in_flight` batches under way, as in service; it takes `least` seconds.
+
+    Raises RemoteError if one fails.
+    """
+    pending = deque(runner.enqueue(inputs, {}) for _ in range(in_flight))
+    _end(pending.popleft())
     started, count = time.perf_counter(), 0
     while time.perf_counter() - started < least or count < 3:
         pending.append(runner.enqueue(inputs, {}))
-        pending.popleft().wait()
+        _end(pending.popleft())
         count += 1
     seconds = (time.perf_counter() - started) / count
     for batch in pending:
-        batch.wait()
+        _end(batch)
     return seconds
+
+
+def _end(batch: Pending) -> None:
+    """Wait for a batch. Raises RemoteError if one of its items failed: what failed is no figure."""
+    _, errors = batch.wait()
+    if errors:
+        raise from_wire(errors[0].code, errors[0].message)
 
 
 def _latencies(loaded: LoadedModel) -> list[float]:
@@ -251,9 +269,7 @@ def _latencies(loaded: LoadedModel) -> list[float]:
 def _try(loaded: LoadedModel) -> None:
     """Run one item, so that a model that fails on what it is sent here says so once."""
     try:
-        _, errors = loaded.runner.run(made_inputs(loaded, [_single(loaded)]))
-        if errors:
-            raise from_wire(errors[0].code, errors[0].message)
+        _end(loaded.runner.enqueue(made_inputs(loaded, [_single(loaded)]), {}))
     except RemoteError as error:
         sent = "its example" if _example(loaded) else "made-up inputs of its declared types and shapes"
         advice = "" if loaded.info.text or _example(loaded) else "; give the class an example()"

@@ -33,9 +33,10 @@ TEXTS = 2048
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("model", nargs="?", default="")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("model", nargs="?", default="")
+    what.add_argument("--shape", default="", choices=["", *shapes.SHAPES])
     parser.add_argument("--seconds", type=float, default=3.0)
-    parser.add_argument("--shape", default="", choices=["", *shapes.SHAPES])
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="gsb-") as folder, shapes.folder(options.shape) as made:
         given = str(made or options.model)

@@ -24,13 +24,16 @@ TOKENS = (16, 64, 256, 1024, 4096, 16_384)
 TURN_S = 0.2
 WAYS = {"fused": {}, "compiled": {"fused": False}, "plain": {"fused": False, "compile": False}}
 """What each changes of the engine's settings."""
+RUNS = {"fused": "fused graphs", "compiled": "compiled graphs", "plain": "graphs"}
+"""What a model says of how it runs in each."""
 
 
 def main() -> None:
     """Print how each way runs, and a line for each size of batch."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("model", nargs="?", default="")
-    parser.add_argument("--shape", default="", choices=["", *shapes.SHAPES])
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("model", nargs="?", default="")
+    what.add_argument("--shape", default="", choices=["", *shapes.SHAPES])
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     try:
@@ -41,9 +44,13 @@ def main() -> None:
     devices.use_own_stream(device, [options.model])
     with shapes.folder(options.shape) as made:
         ways = {name: loaded(str(made or options.model), changed) for name, changed in WAYS.items()}
-    print(f"{options.shape or options.model}: {devices.describe(device)}; µs a batch")
     for name, one in ways.items():
-        print(f"{name}: {one.info.dtype}, runs {one.info.runs}")
+        if one.info.runs != RUNS[name]:
+            raise SystemExit(
+                f"nothing to compare: asked for {RUNS[name]}, {one.info.name} runs {one.info.runs}"
+            )
+    info = ways["fused"].info
+    print(f"{options.shape or info.name}: {info.dtype}, {devices.describe(device)}; µs a batch")
     print(f"{'tokens':>8}" + "".join(f"{name:>10}" for name in ways) + f"{'compiled/fused':>16}")
     for tokens in TOKENS:
         took = timed(ways, tokens, options.rounds)
@@ -60,7 +67,9 @@ def loaded(source: str, changed: dict[str, bool]) -> LoadedModel:
 
 def timed(ways: dict[str, LoadedModel], tokens: int, rounds: int) -> dict[str, float]:
     """Seconds of a batch in each way."""
-    lengths = [tokens] if tokens == bench.SINGLE_TOKENS else bench.mixed_lengths(tokens, bench.LONGEST)
+    text = ways["plain"].info.text
+    assert text is not None
+    lengths = [tokens] if tokens == bench.SINGLE_TOKENS else bench.mixed_lengths(tokens, text.max_length)
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(rounds + 1):
         for name, one in ways.items():

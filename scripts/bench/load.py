@@ -6,12 +6,15 @@ import multiprocessing
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from multiprocessing.synchronize import Barrier
+from multiprocessing.process import BaseProcess
+from multiprocessing.synchronize import Semaphore
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import zmq
 
@@ -25,6 +28,8 @@ ANSWER_LIMIT_S = 60.0
 ID = b"bench-id"
 """The id that prepared requests have until each is sent, under a number of its own."""
 START_LIMIT_S = 300.0
+LOOK_S = 0.2
+"""How often a client that is not ready yet is looked after."""
 REFUSAL_FRAMES = 2
 """Frames of a reply without outputs: the delimiter and the header."""
 
@@ -56,29 +61,33 @@ def measure(
     depth: how many each has in flight; 0 for all of them.
     """
     spawn = multiprocessing.get_context("spawn")
-    work, results, together = spawn.SimpleQueue(), spawn.SimpleQueue(), spawn.Barrier(clients + 1)
-    processes = [
-        spawn.Process(
-            target=run_client,
-            args=(
-                endpoint,
-                work,
-                number * len(requests) // clients,
-                depth or len(requests),
-                results,
-                together,
-            ),
-        )
-        for number in range(clients)
-    ]
-    for process in processes:
-        process.start()
-    for _ in processes:
-        work.put(requests)  # as an argument it would keep each start waiting for the one before
-    together.wait(START_LIMIT_S)
+    windows, results, ready = spawn.SimpleQueue(), spawn.SimpleQueue(), spawn.Semaphore(0)
+    with tempfile.NamedTemporaryFile(prefix="gsb-") as file:
+        # As an argument they would keep each start waiting for the one before.
+        file.write(msgspec.msgpack.encode(requests))
+        file.flush()
+        processes = [
+            spawn.Process(
+                target=run_client,
+                args=(
+                    endpoint,
+                    Path(file.name),
+                    number * len(requests) // clients,
+                    depth or len(requests),
+                    ready,
+                    windows,
+                    results,
+                ),
+                daemon=True,
+            )
+            for number in range(clients)
+        ]
+        for process in processes:
+            process.start()
+        wait_for(processes, ready)
     start = time.perf_counter() + WARM_UP_S
     for _ in processes:
-        work.put((start, start + seconds))
+        windows.put((start, start + seconds))
     cpu_s = cpu_between(pid, start, start + seconds)
     for process in processes:
         process.join()
@@ -92,21 +101,33 @@ def measure(
     return Measured(sum(answers) / seconds, cpu_s / sum(answers))
 
 
+def wait_for(processes: Sequence[BaseProcess], ready: Semaphore) -> None:
+    """Return once all clients are ready to send."""
+    give_up = time.monotonic() + START_LIMIT_S
+    for _ in processes:
+        while not ready.acquire(timeout=LOOK_S):
+            if any(process.exitcode for process in processes):
+                raise SystemExit("a client process failed")
+            if time.monotonic() > give_up:
+                raise SystemExit(f"the client processes were not ready within {START_LIMIT_S:g} s")
+
+
 def run_client(
     endpoint: str,
-    work: multiprocessing.SimpleQueue,  # type: ignore[type-arg]
+    file: Path,
     first: int,
     depth: int,
+    ready: Semaphore,
+    windows: multiprocessing.SimpleQueue,  # type: ignore[type-arg]
     results: multiprocessing.SimpleQueue,  # type: ignore[type-arg]
-    together: Barrier,
 ) -> None:
     """Send `depth` requests, then one for each answer; put how many answers the window had, or what was refused."""
-    requests = work.get()
+    requests = msgspec.msgpack.decode(file.read_bytes(), type=list[list[bytes]])
     socket = zmq.Context().socket(zmq.DEALER)
     socket.rcvtimeo = int(ANSWER_LIMIT_S * 1e3)
     socket.connect(endpoint)
-    together.wait(START_LIMIT_S)
-    start, stop = work.get()
+    ready.release()
+    start, stop = windows.get()
     for sent in range(depth):
         socket.send_multipart(numbered(requests[(first + sent) % len(requests)], sent))
     count, sent = 0, depth

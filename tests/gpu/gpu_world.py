@@ -26,8 +26,8 @@ def used_mib() -> int:
 
 
 def compute_processes() -> int:
-    """How many processes have a context on the tests' GPU; 1 where there is none, as if it were the engine."""
-    return len(_ask_driver("compute-apps=pid")) if CUDA else 1
+    """How many processes beside this one have a context on the tests' GPU; 1 on a CPU, as if it were the engine."""
+    return len(_ask_driver("compute-apps=pid")) - torch.cuda.is_initialized() if CUDA else 1
 
 
 def _ask_driver(query: str) -> list[int]:

@@ -34,7 +34,7 @@ def test_an_engine_is_told_every_setting() -> None:
 
 def test_a_model_is_told_every_setting_and_has_a_name() -> None:
     model = ModelConfig(
-        source="/models/bge", name="n", revision="r", dtype="float16", pooling="cls", max_length=1,
+        source="BAAI/bge-m3", name="n", revision="r", dtype="float16", pooling="cls", max_length=1,
         max_batch_tokens=2, max_batch_items=3,
     )  # fmt: skip
     assert {about.name for about in fields(ModelConfig)} == set(ModelSpec.__struct_fields__)
@@ -50,3 +50,10 @@ def test_settings_of_texts_are_refused_where_they_would_be_ignored(given: dict[s
         ConfigError, match=f"^pkg:Class is a class, and {next(iter(given))} is a setting of text"
     ):
         specs.of_model(ModelConfig(source="pkg:Class", **given))
+
+
+def test_a_folder_has_no_revision() -> None:
+    with pytest.raises(
+        ConfigError, match=r"^/models/bge is a folder, and revision is a setting of models of the"
+    ):
+        specs.of_model(ModelConfig(source="/models/bge", revision="v1"))

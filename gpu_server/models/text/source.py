@@ -23,9 +23,10 @@ _INSTALL = f"a package for text models is not installed; {INSTALL_SERVER}"
 
 def find(source: str, revision: str = "") -> Path:
     """Folder of the model `source`, "" or its name, whole or short, for the default one. Raises as `resolve`."""
-    source = whole_name(source)
-    named = source == DEFAULT_NAME and not revision and not Path(source).is_dir()
-    return default_model() if named or not source else resolve(source, revision)
+    source = whole_name(source) or DEFAULT_NAME
+    if source == DEFAULT_NAME and not revision and not Path(source).is_dir():
+        return default_model()
+    return resolve(source, revision)
 
 
 def resolve(source: str, revision: str = "") -> Path:

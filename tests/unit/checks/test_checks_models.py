@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,8 +11,8 @@ from gpu_server.checks import models
 from gpu_server.config import Config, ModelConfig
 
 
-def findings(source: str) -> list[tuple[str, str]]:
-    found = models.names(Config(models=(ModelConfig(source=source),)))
+def findings(*sources: str, **settings: Any) -> list[tuple[str, str]]:
+    found = models.names(Config(models=tuple(ModelConfig(source=one, **settings) for one in sources)))
     return [(finding.found, finding.fix) for finding in found]
 
 
@@ -33,3 +34,28 @@ def test_what_is_not_there_is_to_be_named(tmp_path: Path, monkeypatch: pytest.Mo
         ((message, fix),) = findings(source)
         assert said in message
         assert fix == "name module:Class, a folder or a hub id that is there"
+
+
+@pytest.mark.parametrize(
+    ("sources", "settings", "said", "advice"),
+    [
+        (("mine:Good",), {"dtype": "float16"}, "dtype is a setting of text models", "leave it out"),
+        (("mine:Good", "mine:Good"), {}, "two models are named 'Good'", "give one another name"),
+    ],
+)
+def test_what_a_start_would_refuse_is_found_without_loading(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    sources: tuple[str, ...],
+    settings: dict[str, Any],
+    said: str,
+    advice: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "mine.py").write_text(
+        "class Good:\n    def load(self, device): ...\n    def forward(self, batch): ...\n"
+    )
+    ((message, fix),) = findings(*sources, **settings)
+    assert said in message
+    assert fix.startswith(advice)

@@ -90,6 +90,19 @@ def test_an_error_is_exit_1_and_stops_what_builds_on_it(probed: list[str]) -> No
     assert wrong["fix"]
 
 
+@pytest.mark.usefixtures("probed")
+def test_a_model_s_settings_are_those_of_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from gpu_server import Model\nclass Good(Model):\n    load = forward = None\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    result = ran("mine:Good", "--dtype", "float16", "--no-load")
+    assert result.exit_code == 1
+    assert "dtype is a setting of text models\n" in result.output
+    assert "→ leave it out" in result.output
+
+
 def test_a_probe_that_dies_is_a_finding(probed: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     def dies(name: str, given: Any, **options: Any) -> dict[str, Any]:
         raise probe.ProbeFailed("killed by signal 11")

@@ -16,8 +16,10 @@ from transformers import AutoModelForSequenceClassification, BertConfig
 
 from gpu_server import config
 from gpu_server.cli.bench import table
+from gpu_server.config import EngineConfig
 from gpu_server.engine import bench
-from gpu_server.errors import ConfigError, ModelFailed
+from gpu_server.errors import ConfigError, ModelFailed, OutOfMemory
+from gpu_server.wire import ItemError
 
 MODULE = "timed_models"
 CLASS = """
@@ -147,8 +149,9 @@ class Batch:
     def __init__(self, clock: list[float]) -> None:
         self._clock = clock
 
-    def wait(self) -> None:
+    def wait(self) -> tuple[dict[str, object], list[object]]:
         self._clock[0] += 2.0
+        return {}, []
 
 
 @pytest.mark.parametrize("in_flight", [1, 2, 8])
@@ -164,6 +167,44 @@ def test_a_batch_is_timed_from_answer_to_answer(monkeypatch: pytest.MonkeyPatch,
 
     assert bench.timed_batches(Runner(), {}, in_flight, 10.0) == 2.0  # type: ignore[arg-type]
     assert clock[0] == 2.0 * len(under_way)
+
+
+def test_a_batch_with_a_failed_item_is_no_figure() -> None:
+    class Failed:
+        def wait(self) -> tuple[dict[str, object], list[ItemError]]:
+            return {}, [ItemError(item=3, code="model_failed", message="NaN")]
+
+    class Runner:
+        def enqueue(self, inputs: object, params: object) -> Failed:
+            return Failed()
+
+    with pytest.raises(ModelFailed, match="NaN"):
+        bench.timed_batches(Runner(), {}, 2, 0.0)  # type: ignore[arg-type]
+
+
+def test_a_device_without_room_for_the_ceiling_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*size: int, **options: object) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch, "randn", full)
+    with pytest.raises(
+        OutOfMemory, match=r"^no room beside the model for the products of the ceiling, 8 MiB$"
+    ):
+        bench.matmul_ceiling(torch.device("cpu"), torch.float16)
+
+
+def test_a_limit_of_memory_is_kept(
+    forward: Forward, cross_encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bounds: list[int] = []
+    monkeypatch.setattr(bench.memory, "bound", lambda device, mib: bounds.append(mib))
+    forward(str(cross_encoder))
+    assert bounds == [EngineConfig().max_memory_mb]
+
+
+def test_the_table_says_how_long_the_one_text_was(forward: Forward, cross_encoder: Path) -> None:
+    report = forward(str(cross_encoder))
+    assert f"one text of {report.single_tokens} tokens: p50" in table(report)
 
 
 def test_what_was_not_measured_is_no_number(cross_encoder: Path, forward: Forward) -> None:

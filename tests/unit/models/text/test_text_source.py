@@ -53,6 +53,13 @@ def test_the_cache_is_asked_before_the_hub(hub: list[dict[str, Any]]) -> None:
     assert {call["revision"] for call in hub} == {"v1"}
 
 
+@pytest.mark.parametrize("name", ["", "all-MiniLM-L6-v2", DEFAULT_NAME])
+def test_a_revision_of_the_default_model_is_the_hub_s(name: str, hub: list[dict[str, Any]]) -> None:
+    with pytest.raises(EngineStartFailed, match=f"^model {DEFAULT_NAME} at revision v1 is no folder"):
+        source.find(name, "v1")
+    assert {(call["repo_id"], call["revision"]) for call in hub} == {(DEFAULT_NAME, "v1")}
+
+
 def test_a_bare_name_may_have_meant_a_folder_or_a_class(hub: list[dict[str, Any]]) -> None:
     with pytest.raises(EngineStartFailed, match=r"; write \./echo for a folder, module:Class for a class$"):
         source.resolve("echo")
