@@ -21,7 +21,6 @@ import load
 import numpy as np
 
 from gpu_server import Client
-from gpu_server.engine import shapes
 from gpu_server.wire.documents import ModelInfo
 
 CELLS = ((1, 1, 1), (1, 64, 1), (4, 16, 1), (4, 16, 8), (4, 16, 32), (8, 8, 32), (64, 1, 32))
@@ -32,6 +31,9 @@ TEXTS = 2048
 
 def main() -> None:
     """Print the table."""
+    # Not at the top, which each client process runs too: torch would cost it seconds.
+    from gpu_server.engine import shapes
+
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     what = parser.add_mutually_exclusive_group()
     what.add_argument("model", nargs="?", default="")
