@@ -164,14 +164,14 @@ def test_killing_the_daemon_frees_the_gpu(daemon: StartDaemon) -> None:
     assert again.client.embed("hello").shape == (1, 384)
 
 
+@pytest.mark.usefixtures("stack")
 def test_a_start_without_enough_memory_ends_with_one_line(daemon: StartDaemon) -> None:
-    before = compute_processes()
     running = daemon(model_folder(), "--max-memory-mb", "128", folder=ROOT)
     assert running.process.wait(FIVE_STARTS_S) == 70
     said = [line for line in running.log.splitlines() if line.startswith("gpu-server:")]
     assert len(said) == 1 and "memory" in said[0], running.log
     assert "Traceback" not in running.log
-    until(lambda: compute_processes() == before, "the device is left")
+    until(lambda: compute_processes() == 1, "the stack's engine has the device to itself")
 
 
 def _maps_cuda(pid: int) -> list[str]:
