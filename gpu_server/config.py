@@ -154,7 +154,7 @@ class ModelConfig:
         "", "pkg.module:Class, a folder, or a hub id; empty means all-MiniLM-L6-v2", flag=False
     )
     name: str = setting("", "name clients ask for; empty means one made from the source", flag=False)
-    revision: str = setting("", "hub revision: a tag or commit")
+    revision: str = setting("", "of a model of the hub: a tag or commit")
     dtype: str = setting(
         "auto",
         "number type of a text model's weights",

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from gpu_server import model_folder
-from gpu_server.errors import ConfigError, MissingDependency, ModelClassError
+from gpu_server.errors import ConfigError, MissingDependency, ModelClassError, ModelFolderMissing
 
 Kind = Literal["default", "class", "folder", "hub"]
 
@@ -42,20 +42,31 @@ def kind_of(source: str) -> Kind:
     raise ConfigError(f"{source!r} is neither module:Class, a folder, nor a hub id")
 
 
+def is_default(source: str) -> bool:
+    """Whether a source is the default model: none, or its name, whole or short, which no folder here has."""
+    return not source or (source in (DEFAULT_NAME, _SHORT_NAME) and not Path(source).is_dir())
+
+
 def whole_name(source: str) -> str:
-    """The hub id of the default model where a source is its last part, and no folder here; any other source as it is."""
-    return DEFAULT_NAME if source == _SHORT_NAME and not Path(source).is_dir() else source
+    """The hub id of the default model where a source is that model; any other source as it is."""
+    return DEFAULT_NAME if is_default(source) else source
+
+
+def folder_of(source: str) -> Path:
+    """The path of a folder as it was named. Raises ModelFolderMissing on the home of a user who does not exist."""
+    try:
+        return Path(source).expanduser()
+    except RuntimeError:
+        raise ModelFolderMissing(f"model folder {source} does not exist: there is no such user") from None
 
 
 def name_of(source: str) -> str:
     """The name clients ask for when none is configured: hub id, folder name, or the class name."""
     source = whole_name(source)
     kind = kind_of(source)
-    if kind == "default":
-        return DEFAULT_NAME
     if kind == "class":
         return source.partition(":")[2]
-    return Path(source).expanduser().resolve().name if kind == "folder" else source
+    return folder_of(source).resolve().name if kind == "folder" else source
 
 
 def check(source: str) -> None:
@@ -65,7 +76,7 @@ def check(source: str) -> None:
     if kind == "class":
         _check_class(source)
     elif kind == "folder":
-        model_folder.check(Path(source).expanduser())
+        model_folder.check(folder_of(source))
 
 
 def check_packages(source: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import msgspec
 
@@ -22,23 +21,28 @@ def names(config: Config, needed: bool = True) -> list[Finding]:
 
     needed: this machine is to run them; else it may lack the packages, as one with web workers only does.
     """
+    models = config.models or (ModelConfig(),)
     found: list[Finding] = []
-    for model in config.models or (ModelConfig(),):
+    for model in models:
         try:
             source.check(model.source)
         except MissingDependency as error:
             return [*found, _missing(error, needed)]
         except (ModelFolderMissing, ModelClassError) as error:
             found.append(Finding("model", "error", str(error), _NAME))
+            continue
         except ConfigError as error:
-            broken = Path(model.source).expanduser().is_dir()
+            broken = source.folder_of(model.source).is_dir()
             found.append(Finding("model", "error", str(error), "mend or replace that" if broken else _NAME))
-    return found or _settings(config)
+            continue
+        found += _refused((model,))
+    return found or _refused(models)
 
 
-def _settings(config: Config) -> list[Finding]:
+def _refused(models: tuple[ModelConfig, ...]) -> list[Finding]:
+    """What a start would say of the settings of these models."""
     try:
-        model_set.from_config(config.models)
+        model_set.from_config(models)
     except ConfigError as error:
         said, _, fix = str(error).partition("; ")
         return [Finding("model", "error", said, fix)]

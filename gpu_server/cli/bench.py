@@ -30,8 +30,8 @@ command.add_command(http)
 @options.engine_settings
 def forward(model: str, shape: str, as_json: bool, **flags: Any) -> None:
     """Load MODEL in this process and time its batches, its latency and the device's matmul ceiling."""
-    if model and shape:
-        raise click.UsageError("MODEL and --shape are two models: name one.")
+    if shape and (model or flags["revision"]):
+        raise click.UsageError("--shape is a model of its own: leave out MODEL and --revision.")
     settings = config.load(flags=flags, sources=(model,))
     source.search_current_folder()
     source.check(settings.models[0].source)

@@ -13,7 +13,12 @@ from gpu_server.errors import ModelLoading
 @click.command("embed")
 @click.argument("texts", nargs=-1, required=True)
 @options.endpoint
-@click.option("--model", default="", help="Model name; without it the first embedding model.")
+@click.option(
+    "--model",
+    default="",
+    callback=options.refuse_empty,
+    help="Model name; without it the first embedding model.",
+)
 def command(texts: tuple[str, ...], endpoint: str | None, model: str) -> None:
     """Print the embedding of each TEXT as one JSON array per line."""
     with options.client(endpoint) as client:

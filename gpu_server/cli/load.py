@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
@@ -29,7 +28,7 @@ def command(
     name, named = split_name(model)
     if source.kind_of(named) == "folder":
         # The daemon may run in another folder.
-        named = str(Path(named).expanduser().resolve())
+        named = str(source.folder_of(named).resolve())
     given = {key: value for key, value in settings.items() if value is not None}
     params: dict[str, Any] = {"source": named, "drain_first": drain_first, **given}
     owner.change(endpoint, "load", model=name, params=params, timeout_s=timeout_s)

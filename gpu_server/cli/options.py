@@ -39,8 +39,8 @@ def settings(command: Command) -> Command:
 
 
 def engine_settings(command: Command) -> Command:
-    """Add the flags of the engine's settings."""
-    return _flags(SECTIONS["engine"])(command)
+    """Add the flags of the engine's settings, without the daemon's limits of time, for verbs that load models themselves."""
+    return _flags(SECTIONS["engine"], without=("load_timeout_s", "batch_timeout_s"))(command)
 
 
 def model_settings(command: Command) -> Command:
@@ -53,10 +53,12 @@ def all_model_settings(command: Command) -> Command:
     return _flags(ModelConfig, also=("max_batch_tokens", "max_batch_items"))(command)
 
 
-def _flags(kind: type, also: tuple[str, ...] = ()) -> Callable[[Command], Command]:
+def _flags(
+    kind: type, also: tuple[str, ...] = (), without: tuple[str, ...] = ()
+) -> Callable[[Command], Command]:
     def add(command: Command) -> Command:
         for about in reversed(fields(kind)):
-            if not about.metadata["flag"] and about.name not in also:
+            if about.name in without or (not about.metadata["flag"] and about.name not in also):
                 continue
             default = f"  [default: {str(about.default).lower()}]" if about.default not in ("", None) else ""
             text = meaning(about.metadata) + default

@@ -8,7 +8,7 @@ from gpu_server.cli import options, owner
 
 
 @click.command("unload")
-@click.argument("model")
+@click.argument("model", callback=options.refuse_empty)
 @options.endpoint
 @owner.drain_first
 @owner.timeout_s

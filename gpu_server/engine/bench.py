@@ -20,7 +20,7 @@ from gpu_server.engine import device as devices
 from gpu_server.engine import memory, shapes, verify
 from gpu_server.engine.loader import LoadedModel, load
 from gpu_server.engine.runner import Pending, Runner
-from gpu_server.errors import ConfigError, OutOfMemory, RemoteError, from_wire
+from gpu_server.errors import ConfigError, ModelFailed, OutOfMemory, RemoteError, from_wire
 from gpu_server.models.text.graphs import Captured, Staged
 from gpu_server.wire import Tensors
 from gpu_server.wire.documents import InputInfo, ModelInfo
@@ -187,10 +187,10 @@ def _products(info: ModelInfo, device: torch.device) -> torch.dtype:
 def _throughput(loaded: LoadedModel, lengths: list[int], in_flight: int, ceiling: float) -> Row:
     budget = sum(lengths)
     inputs = made_inputs(loaded, lengths)
+    for _ in range(5):
+        _end(loaded.runner.enqueue(inputs, {}))
     graphed = getattr(loaded.model.collate(inputs, loaded.runner.device), "packed", None)
     replay = graphed.bucket.replay if isinstance(graphed, Staged) else None
-    for _ in range(5):
-        loaded.runner.run(inputs)
     count = 1 if replay is None else ROUNDS
     batches, replays = [], []
     for _ in range(count):
@@ -246,10 +246,16 @@ def timed_batches(runner: Runner, inputs: Tensors, in_flight: int, least: float)
 
 
 def _end(batch: Pending) -> None:
-    """Wait for a batch. Raises RemoteError if one of its items failed: what failed is no figure."""
+    """Wait for a batch. Raises RemoteError if one of its items failed, or it ran in parts: that is no figure."""
     _, errors = batch.wait()
     if errors:
         raise from_wire(errors[0].code, errors[0].message)
+    if batch.fitting:
+        raise OutOfMemory(
+            f"the device has not enough memory for a batch; one that costs {batch.fitting} may fit"
+        )
+    if batch.raised:
+        raise ModelFailed(f"a batch fails, its parts do not: {batch.raised}")
 
 
 def _latencies(loaded: LoadedModel) -> list[float]:
@@ -257,11 +263,11 @@ def _latencies(loaded: LoadedModel) -> list[float]:
     begun = time.perf_counter()
     # An idle GPU has a low clock and takes a while to raise it.
     while time.perf_counter() - begun < SECONDS / 2:
-        loaded.runner.run(inputs)
+        _end(loaded.runner.enqueue(inputs, {}))
     seconds = []
     for _ in range(LATENCY_RUNS):
         started = time.perf_counter()
-        loaded.runner.run(inputs)
+        _end(loaded.runner.enqueue(inputs, {}))
         seconds.append(time.perf_counter() - started)
     return seconds
 

@@ -224,7 +224,7 @@ def version_of(spec: ModelSpec) -> str:
     """A short digest of what was loaded: the hub's commit, or the sizes and times of a folder's or module's files."""
     kind = source.kind_of(spec.source)
     seen = [
-        source.whole_name(spec.source) or source.DEFAULT_NAME,
+        source.whole_name(spec.source),
         spec.revision,
         spec.dtype,
         spec.pooling,

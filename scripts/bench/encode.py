@@ -134,7 +134,10 @@ def parse() -> argparse.Namespace:
         "--in-flight", type=int, default=2, help="batches started before the first is waited for"
     )
     parser.add_argument("--no-compile", action="store_true", help="on a GPU, layers as they are")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.model and options.shape and shapes.SHAPES[options.shape]["model_type"] != "bert":
+        parser.error("--model lends its tokenizer to BERT's shapes only")
+    return options
 
 
 @contextmanager

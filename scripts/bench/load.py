@@ -9,10 +9,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing.process import BaseProcess
-from multiprocessing.synchronize import Semaphore
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -28,8 +29,6 @@ ANSWER_LIMIT_S = 60.0
 ID = b"bench-id"
 """The id that prepared requests have until each is sent, under a number of its own."""
 START_LIMIT_S = 300.0
-LOOK_S = 0.2
-"""How often a client that is not ready yet is looked after."""
 REFUSAL_FRAMES = 2
 """Frames of a reply without outputs: the delimiter and the header."""
 
@@ -60,40 +59,20 @@ def measure(
     requests: what each sends, over and over, but each from another one on: at any time all kinds are equally under way.
     depth: how many each has in flight; 0 for all of them.
     """
-    spawn = multiprocessing.get_context("spawn")
-    windows, results, ready = spawn.SimpleQueue(), spawn.SimpleQueue(), spawn.Semaphore(0)
     with tempfile.NamedTemporaryFile(prefix="gsb-") as file:
-        # As an argument they would keep each start waiting for the one before.
+        # Through its pipe each would keep the next one's start waiting.
         file.write(msgspec.msgpack.encode(requests))
         file.flush()
-        processes = [
-            spawn.Process(
-                target=run_client,
-                args=(
-                    endpoint,
-                    Path(file.name),
-                    number * len(requests) // clients,
-                    depth or len(requests),
-                    ready,
-                    windows,
-                    results,
-                ),
-                daemon=True,
-            )
-            for number in range(clients)
-        ]
-        for process in processes:
-            process.start()
-        wait_for(processes, ready)
+        starts = [number * len(requests) // clients for number in range(clients)]
+        pipes = [start_client(endpoint, Path(file.name), first, depth or len(requests)) for first in starts]
+        for pipe in pipes:
+            told(pipe, START_LIMIT_S)
     start = time.perf_counter() + WARM_UP_S
-    for _ in processes:
-        windows.put((start, start + seconds))
+    for pipe in pipes:
+        with suppress(ConnectionError):  # `told` says so below
+            pipe.send((start, start + seconds))
     cpu_s = cpu_between(pid, start, start + seconds)
-    for process in processes:
-        process.join()
-    answers = [results.get() for process in processes if not process.exitcode]
-    if len(answers) < clients:
-        raise SystemExit("a client process failed")
+    answers = [told(pipe, COOL_DOWN_S + 2 * ANSWER_LIMIT_S) for pipe in pipes]
     if refused := [answer for answer in answers if isinstance(answer, str)]:
         raise SystemExit(refused[0])
     if not sum(answers):
@@ -101,46 +80,56 @@ def measure(
     return Measured(sum(answers) / seconds, cpu_s / sum(answers))
 
 
-def wait_for(processes: Sequence[BaseProcess], ready: Semaphore) -> None:
-    """Return once all clients are ready to send."""
-    give_up = time.monotonic() + START_LIMIT_S
-    for _ in processes:
-        while not ready.acquire(timeout=LOOK_S):
-            if any(process.exitcode for process in processes):
-                raise SystemExit("a client process failed")
-            if time.monotonic() > give_up:
-                raise SystemExit(f"the client processes were not ready within {START_LIMIT_S:g} s")
+def start_client(endpoint: str, file: Path, first: int, depth: int) -> Connection:
+    """Start a client process; this end of a pipe of its own, which breaks when the process ends."""
+    spawn = multiprocessing.get_context("spawn")
+    ours, theirs = spawn.Pipe()
+    spawn.Process(target=run_client, args=(endpoint, file, first, depth, theirs), daemon=True).start()
+    theirs.close()
+    return ours
 
 
-def run_client(
-    endpoint: str,
-    file: Path,
-    first: int,
-    depth: int,
-    ready: Semaphore,
-    windows: multiprocessing.SimpleQueue,  # type: ignore[type-arg]
-    results: multiprocessing.SimpleQueue,  # type: ignore[type-arg]
-) -> None:
-    """Send `depth` requests, then one for each answer; put how many answers the window had, or what was refused."""
+def told(pipe: Connection, limit_s: float) -> Any:
+    """What a client says next."""
+    try:
+        if pipe.poll(limit_s):
+            return pipe.recv()
+    except (EOFError, ConnectionError):
+        raise SystemExit("a client process failed") from None
+    raise SystemExit(f"a client process said nothing for {limit_s:g} s")
+
+
+def run_client(endpoint: str, file: Path, first: int, depth: int, pipe: Connection) -> None:
+    """Send `depth` requests, then one for each answer; say how many answers the window had, or what went wrong."""
     requests = msgspec.msgpack.decode(file.read_bytes(), type=list[list[bytes]])
     socket = zmq.Context().socket(zmq.DEALER)
-    socket.rcvtimeo = int(ANSWER_LIMIT_S * 1e3)
+    socket.linger = 0
+    socket.rcvtimeo = socket.sndtimeo = int(ANSWER_LIMIT_S * 1e3)
     socket.connect(endpoint)
-    ready.release()
-    start, stop = windows.get()
+    pipe.send("ready")
+    start, stop = pipe.recv()
+    try:
+        pipe.send(answers_between(start, stop, socket, requests, first, depth))
+    except zmq.Again:
+        pipe.send(f"no answer within {ANSWER_LIMIT_S:g} s")
+    os._exit(0)
+
+
+def answers_between(
+    start: float, stop: float, socket: zmq.Socket[bytes], requests: list[list[bytes]], first: int, depth: int
+) -> int | str:
+    """How many answers the window had, or what was refused."""
     for sent in range(depth):
         socket.send_multipart(numbered(requests[(first + sent) % len(requests)], sent))
     count, sent = 0, depth
     while time.perf_counter() < stop + COOL_DOWN_S:
         reply = socket.recv_multipart()
         if len(reply) == REFUSAL_FRAMES:
-            results.put(refusal(reply))
-            return
+            return refusal(reply)
         socket.send_multipart(numbered(requests[(first + sent) % len(requests)], sent))
         sent += 1
         count += start <= time.perf_counter() < stop
-    results.put(count)
-    os._exit(0)
+    return count
 
 
 def cpu_between(pid: int, start: float, stop: float) -> float:

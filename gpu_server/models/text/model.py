@@ -20,7 +20,7 @@ from gpu_server.models.text.encoder import Encoder
 from gpu_server.models.text.forward import Forward
 from gpu_server.models.text.graphs import Captured, Staged
 from gpu_server.models.text.pooling import pool
-from gpu_server.source import DEFAULT_NAME, whole_name
+from gpu_server.source import whole_name
 from gpu_server.wire.documents import ModelInfo, TextInfo
 from gpu_server.wire.tensor import Tensor
 
@@ -156,7 +156,7 @@ class TextModel(Model):
 
     def describe(self, info: ModelInfo) -> None:
         """State what clients need: the tokenizer's digest, lengths, prompts and how the model runs."""
-        info.source = whole_name(self._source) or DEFAULT_NAME
+        info.source = whole_name(self._source)
         info.dtype = str(self._encoder.dtype).removeprefix("torch.")
         info.text = self._text_info()
         rounded = ", bfloat16 products" if self._products == "bfloat16" else ""

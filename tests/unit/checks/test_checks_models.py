@@ -28,6 +28,7 @@ def test_what_is_not_there_is_to_be_named(tmp_path: Path, monkeypatch: pytest.Mo
     (tmp_path / "mine.py").write_text("")
     for source, said in {
         "./absent": "does not exist",
+        "~no-such-user/folder": "there is no such user",
         "mine.py": "did you mean mine:Class",
         "no such thing": "neither module:Class, a folder, nor a hub id",
     }.items():
@@ -40,6 +41,7 @@ def test_what_is_not_there_is_to_be_named(tmp_path: Path, monkeypatch: pytest.Mo
     ("sources", "settings", "said", "advice"),
     [
         (("mine:Good",), {"dtype": "float16"}, "dtype is a setting of text models", "leave it out"),
+        (("./folder",), {"revision": "v1"}, "revision is a setting of models of the hub", "leave it out"),
         (("mine:Good", "mine:Good"), {}, "two models are named 'Good'", "give one another name"),
     ],
 )
@@ -56,6 +58,17 @@ def test_what_a_start_would_refuse_is_found_without_loading(
     (tmp_path / "mine.py").write_text(
         "class Good:\n    def load(self, device): ...\n    def forward(self, batch): ...\n"
     )
+    (tmp_path / "folder").mkdir()
+    monkeypatch.setattr("gpu_server.model_folder.check", lambda folder: None)
     ((message, fix),) = findings(*sources, **settings)
     assert said in message
     assert fix.startswith(advice)
+
+
+def test_each_model_has_its_finding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "mine.py").write_text("from elsewhere import *\n")
+    first, second = findings("mine:Good", "./absent", dtype="float16")
+    assert "dtype is a setting of text models" in first[0]
+    assert "does not exist" in second[0]

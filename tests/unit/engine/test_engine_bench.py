@@ -16,10 +16,8 @@ from transformers import AutoModelForSequenceClassification, BertConfig
 
 from gpu_server import config
 from gpu_server.cli.bench import table
-from gpu_server.config import EngineConfig
 from gpu_server.engine import bench
 from gpu_server.errors import ConfigError, ModelFailed, OutOfMemory
-from gpu_server.wire import ItemError
 
 MODULE = "timed_models"
 CLASS = """
@@ -27,7 +25,10 @@ class Timed:
     {facts}
     def load(self, device): ...
     def forward(self, batch):
-        return [float(len(row)) for row in next(iter(batch.values()))]
+        x = next(iter(batch.values()))
+        self.forwards = getattr(self, "forwards", 0) + 1
+        {first}
+        return [float(len(row)) for row in x]
 """
 Forward = Callable[[str], bench.Report]
 
@@ -44,13 +45,13 @@ def forward(monkeypatch: pytest.MonkeyPatch) -> Forward:
 
 
 @pytest.fixture
-def timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forward: Forward) -> Forward:
-    """Time a class with these attributes."""
+def timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forward: Forward) -> Callable[..., bench.Report]:
+    """Time a class with these attributes, whose forward begins with a statement."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
 
-    def run(facts: str) -> bench.Report:
-        (tmp_path / f"{MODULE}.py").write_text(CLASS.format(facts=facts))
+    def run(facts: str, first: str = "") -> bench.Report:
+        (tmp_path / f"{MODULE}.py").write_text(CLASS.format(facts=facts, first=first))
         importlib.invalidate_caches()
         sys.modules.pop(MODULE, None)
         return forward(f"{MODULE}:Timed")
@@ -146,6 +147,8 @@ def test_the_table_of_a_class_has_no_tokens_and_no_share(timed: Forward) -> None
 class Batch:
     """Takes two seconds from the end of the one before it."""
 
+    fitting, raised = 0, None
+
     def __init__(self, clock: list[float]) -> None:
         self._clock = clock
 
@@ -169,17 +172,23 @@ def test_a_batch_is_timed_from_answer_to_answer(monkeypatch: pytest.MonkeyPatch,
     assert clock[0] == 2.0 * len(under_way)
 
 
-def test_a_batch_with_a_failed_item_is_no_figure() -> None:
-    class Failed:
-        def wait(self) -> tuple[dict[str, object], list[ItemError]]:
-            return {}, [ItemError(item=3, code="model_failed", message="NaN")]
-
-    class Runner:
-        def enqueue(self, inputs: object, params: object) -> Failed:
-            return Failed()
-
-    with pytest.raises(ModelFailed, match="NaN"):
-        bench.timed_batches(Runner(), {}, 2, 0.0)  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    ("first", "kind", "said"),
+    [
+        ("if self.forwards > 5: return [float('nan') for _ in x]", ModelFailed, "NaN"),
+        (
+            "if len(x) > 40: raise __import__('torch').OutOfMemoryError",
+            OutOfMemory,
+            "one that costs 32 may fit",
+        ),
+        ("if len(x) > 40: raise KeyError(7)", ModelFailed, "a batch fails, its parts do not: KeyError: 7"),
+    ],
+)
+def test_what_fails_or_runs_in_parts_is_no_figure(
+    timed: Callable[..., bench.Report], first: str, kind: type[Exception], said: str
+) -> None:
+    with pytest.raises(kind, match=said):
+        timed('inputs, check_finite = {"x": ("f32", (1,))}, True', first)
 
 
 def test_a_device_without_room_for_the_ceiling_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,15 +205,21 @@ def test_a_device_without_room_for_the_ceiling_is_told_so(monkeypatch: pytest.Mo
 def test_a_limit_of_memory_is_kept(
     forward: Forward, cross_encoder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bounds: list[int] = []
-    monkeypatch.setattr(bench.memory, "bound", lambda device, mib: bounds.append(mib))
-    forward(str(cross_encoder))
-    assert bounds == [EngineConfig().max_memory_mb]
+    bound: list[int] = []
+    monkeypatch.setattr(bench.memory, "bound", lambda device, mib: bound.append(mib))
+    monkeypatch.setattr(
+        bench, "load", lambda *_: pytest.fail("loaded") if bound != [777] else sys.exit("bound before")
+    )
+    monkeypatch.setenv("GPU_SERVER_MAX_MEMORY_MB", "777")
+    with pytest.raises(SystemExit, match="bound before"):
+        forward(str(cross_encoder))
 
 
-def test_the_table_says_how_long_the_one_text_was(forward: Forward, cross_encoder: Path) -> None:
-    report = forward(str(cross_encoder))
-    assert f"one text of {report.single_tokens} tokens: p50" in table(report)
+def test_the_table_says_how_long_the_one_text_was(
+    forward: Forward, cross_encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench, "SINGLE_TOKENS", 5)
+    assert "one text of 5 tokens: p50" in table(forward(str(cross_encoder)))
 
 
 def test_what_was_not_measured_is_no_number(cross_encoder: Path, forward: Forward) -> None:

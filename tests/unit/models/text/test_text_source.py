@@ -60,6 +60,23 @@ def test_a_revision_of_the_default_model_is_the_hub_s(name: str, hub: list[dict[
     assert {(call["repo_id"], call["revision"]) for call in hub} == {(DEFAULT_NAME, "v1")}
 
 
+@pytest.mark.parametrize("revision", ["", "v1"])
+@pytest.mark.parametrize("name", ["", "all-MiniLM-L6-v2"])
+def test_a_folder_of_the_default_model_s_whole_name_is_not_taken_for_it(
+    name: str, revision: str, hub: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / DEFAULT_NAME).mkdir(parents=True)
+    monkeypatch.setattr(source, "_packaged", lambda: Path("/packaged"))
+    if revision:
+        with pytest.raises(EngineStartFailed, match="at revision v1"):
+            source.find(name, revision)
+    else:
+        assert source.find(name) == Path("/packaged")
+    assert hub
+    assert source.find(DEFAULT_NAME) == Path(DEFAULT_NAME)
+
+
 def test_a_bare_name_may_have_meant_a_folder_or_a_class(hub: list[dict[str, Any]]) -> None:
     with pytest.raises(EngineStartFailed, match=r"; write \./echo for a folder, module:Class for a class$"):
         source.resolve("echo")
