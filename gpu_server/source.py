@@ -62,7 +62,8 @@ def folder_of(source: str) -> Path:
 
 def name_of(source: str) -> str:
     """The name clients ask for when none is configured: hub id, folder name, or the class name."""
-    source = whole_name(source)
+    if is_default(source):
+        return DEFAULT_NAME
     kind = kind_of(source)
     if kind == "class":
         return source.partition(":")[2]

@@ -47,6 +47,13 @@ def test_a_folder_here_is_no_hub_id(folder: Path) -> None:
     assert source.name_of("all-MiniLM-L6-v2") == "all-MiniLM-L6-v2"
 
 
+@pytest.mark.parametrize("text", ["", "all-MiniLM-L6-v2"])
+def test_a_folder_of_the_default_model_s_whole_name_is_not_that_model(folder: Path, text: str) -> None:
+    (folder / source.DEFAULT_NAME).mkdir(parents=True)
+    assert source.name_of(text) == source.DEFAULT_NAME
+    assert source.kind_of(source.DEFAULT_NAME) == "folder"
+
+
 @pytest.mark.parametrize("text", ["a:b:c", "mod:", ":Class", "mod:1x", "path/mod.py:Class", "https://x/y"])
 def test_what_has_a_colon_must_be_a_class(folder: Path, text: str) -> None:
     with pytest.raises(ModelClassError, match="is not module:Class"):
